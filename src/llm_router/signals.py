@@ -1,0 +1,168 @@
+"""What the router tells the world: the shape of a metric family, the record of a request, and who receives it.
+
+The request path fills one `RequestRecord` per request and hands it over once, when the request ends,
+whatever way it ends. It does not know what becomes of it: metrics, logs, spans and usage rows are made
+by whoever implements `Recorder`. Not for: declaring families (families.py) or storing values (observe).
+Standard library only: the supervisor imports it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, Protocol
+
+MetricType = Literal["counter", "gauge", "histogram"]
+
+OTHER = "__other__"
+"""The label value that stands for everything beyond a cardinality cap, and for unknown models and routes."""
+
+
+class Family(NamedTuple):
+    """One metric family. `name` is the full exported name (counters end in `_total`).
+
+    `buckets` are upper bounds without +Inf, ascending; empty unless a histogram. `cap` bounds the
+    label sets that one process may create; the next one is counted under `__other__`.
+    """
+
+    name: str
+    type: MetricType
+    labels: tuple[str, ...]
+    help: str
+    buckets: tuple[float, ...] = ()
+    unit: str = ""
+    cap: int = 1000
+
+
+class View(NamedTuple):
+    """A second name for the values of a family: `labels` maps each label of the view to one of the source.
+
+    Rows of the source that fall together are summed; `scale` multiplies values (ratio -> percent).
+    `where` keeps only rows of the source with these label values.
+    """
+
+    name: str
+    source: Family
+    labels: tuple[tuple[str, str], ...]
+    help: str
+    scale: float = 1.0
+    where: tuple[tuple[str, str], ...] = ()
+
+
+class Reading(NamedTuple):
+    """A value computed at the moment of reading: levels and states that live elsewhere."""
+
+    family: Family
+    labels: tuple[str, ...]
+    value: float
+
+
+Outcome = Literal["success", "error", "cancelled"]
+UsageSource = Literal["provider", "estimated", "partial", "none"]
+
+
+class Attempt:
+    """One try at one backend. `outcome` is `success`, `cancelled` or a fault domain; times are monotonic seconds."""
+
+    __slots__ = ("backend", "ended_at", "outcome", "started_at")
+
+    def __init__(self, backend: str, started_at: float) -> None:
+        self.backend = backend
+        self.started_at = started_at
+        self.ended_at = 0.0
+        self.outcome = ""
+
+
+class RequestRecord:
+    """Everything that is measured about one HTTP request; plain attributes, filled as the request goes on.
+
+    Owned by the one task that serves the request. `is_inference` decides whether the inference families
+    are written. Times are monotonic seconds. `gaps_s` holds the seconds between consecutive content
+    chunks of a stream. `error_type` is a key of `families.ERROR_KINDS`, empty for success.
+    """
+
+    __slots__ = (
+        "attempts",
+        "cached",
+        "error_type",
+        "fallback_reasons",
+        "finished",
+        "first_token_at",
+        "gaps_s",
+        "input_tokens",
+        "is_inference",
+        "last_token_at",
+        "method",
+        "model",
+        "outcome",
+        "output_tokens",
+        "reason",
+        "request_id",
+        "retry_reasons",
+        "route",
+        "started_at",
+        "status",
+        "strategy",
+        "usage_source",
+    )
+
+    def __init__(self, method: str, route: str, request_id: str, started_at: float) -> None:
+        self.method = method
+        self.route = route
+        self.request_id = request_id
+        self.started_at = started_at
+        self.status = 0
+        self.finished = False
+        self.is_inference = False
+        self.model = OTHER
+        self.strategy = OTHER
+        self.reason = ""
+        self.outcome: Outcome = "error"
+        self.error_type = ""
+        self.cached = False
+        self.attempts: list[Attempt] = []
+        self.retry_reasons: tuple[str, ...] = ()
+        self.fallback_reasons: tuple[tuple[str, str], ...] = ()  # (model fallen back from, reason)
+        self.input_tokens = 0
+        self.output_tokens = 0
+        self.usage_source: UsageSource = "none"
+        self.first_token_at = 0.0
+        self.last_token_at = 0.0
+        self.gaps_s: list[float] | None = None
+
+
+class Recorder(Protocol):
+    """Receives what happened. Every method is synchronous, does not block and does not raise."""
+
+    def begin(self) -> None:
+        """A request began: it is in flight until `finish`."""
+
+    def finish(self, record: RequestRecord, now: float) -> None:
+        """The request ended at monotonic instant `now`. Called exactly once per `begin`."""
+
+    def gaps(self, record: RequestRecord) -> None:
+        """Take `record.gaps_s` and empty it: called now and then by long streams so that it stays small."""
+
+    def connection_opened(self, type: str, protocol: str) -> None:
+        """A connection of `type` client or upstream began to speak `protocol` (http, sse, websocket)."""
+
+    def connection_closed(self, type: str, protocol: str, duration_s: float) -> None:
+        """The counterpart of `connection_opened`."""
+
+    def error(self, type: str) -> None:
+        """Something failed that belongs to no request; `type` is a key of `families.ERROR_KINDS`."""
+
+
+class NoRecorder:
+    """Records nothing: for probes, and for tests that do not look."""
+
+    def begin(self) -> None: ...
+
+    def finish(self, record: RequestRecord, now: float) -> None:
+        record.finished = True
+
+    def gaps(self, record: RequestRecord) -> None: ...
+
+    def connection_opened(self, type: str, protocol: str) -> None: ...
+
+    def connection_closed(self, type: str, protocol: str, duration_s: float) -> None: ...
+
+    def error(self, type: str) -> None: ...
