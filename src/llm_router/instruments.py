@@ -1,0 +1,204 @@
+"""The one place where the request path's metrics are written: one call per request, when it ends.
+
+Children are bound once and are then indices into shared memory; the label values come from closed lists,
+configured names or route templates, never from a caller's text. Not for: declaring families (families.py),
+deciding what happened (gateway, routing) or storing values (observe.metrics).
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
+
+from llm_router import families
+from llm_router.observe.metrics.slots import Histogram, Writer
+from llm_router.signals import OTHER, RequestRecord
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_EXEMPLAR_EVERY_S = 1.0
+"""An example of each bucket is renewed at most this often: it costs ten times as much as counting."""
+
+
+class _Http:
+    """Children for one (method, route, status)."""
+
+    __slots__ = ("duration", "total")
+
+    def __init__(self, writer: Writer, method: str, route: str, status: int) -> None:
+        labels = (method if method in _METHODS else OTHER, route, str(status) if 100 <= status <= 599 else OTHER)
+        self.total = writer.counter(families.HTTP_REQUESTS, *labels).index
+        self.duration = writer.histogram(families.HTTP_REQUEST_DURATION, *labels)
+
+
+class _Inference:
+    """Children for one (model, strategy)."""
+
+    __slots__ = (
+        "duration",
+        "error",
+        "exemplar_at",
+        "first_token",
+        "gap",
+        "generated",
+        "prompt",
+        "rate",
+        "statuses",
+    )
+
+    def __init__(self, writer: Writer, model: str, strategy: str) -> None:
+        self.statuses = {
+            status: writer.counter(families.INFERENCE, model, strategy, status, "false").index
+            for status in families.INFERENCE_STATUSES
+        }
+        self.duration = writer.histogram(families.INFERENCE_DURATION, model, strategy)
+        self.generated = writer.counter(families.TOKENS_GENERATED, model, strategy).index
+        self.prompt = writer.counter(families.TOKENS_PROMPT, model, strategy).index
+        self.rate = writer.histogram(families.TOKENS_PER_SECOND_FAMILY, model)
+        self.first_token = writer.histogram(families.TIME_TO_FIRST_TOKEN, model)
+        self.gap = writer.histogram(families.INTER_TOKEN, model)
+        self.exemplar_at = 0.0
+
+
+class Instruments:
+    """Implements `signals.Recorder` over a segment of metric slots. Belongs to the thread that made it.
+
+    Args:
+        writer: of this process's segment.
+        wall: Unix seconds, for exemplars.
+    """
+
+    def __init__(self, writer: Writer, wall: Callable[[], float] = time.time) -> None:
+        self._writer = writer
+        self._values = writer.values
+        self._wall = wall
+        self._http: dict[tuple[str, str, int], _Http] = {}
+        self._inference: dict[tuple[str, str], _Inference] = {}
+        self._decisions: dict[tuple[str, str, str], int] = {}
+        self._attempts: dict[tuple[str, str], int] = {}
+        self._overhead = writer.histogram(families.OVERHEAD)
+        lost = writer.inherited(families.REQUESTS_IN_FLIGHT).get((), 0.0)
+        self._in_flight = writer.gauge(families.REQUESTS_IN_FLIGHT).index
+        self._usage = {s: writer.counter(families.USAGE_RECORDS, s).index for s in families.USAGE_SOURCES}
+        self._errors = {
+            kind: writer.counter(families.ERRORS, kind, component, severity).index
+            for kind, (component, severity) in families.ERROR_KINDS.items()
+        }
+        self._open = {
+            (type, protocol): writer.gauge(families.ACTIVE_CONNECTIONS, type, protocol).index
+            for type in families.CONNECTION_TYPES
+            for protocol in families.CONNECTION_PROTOCOLS
+        }
+        self._connection_s = {
+            key: writer.histogram(families.CONNECTION_DURATION, *key)
+            for key in self._open
+            if key[1] != "websocket"  # nothing speaks it yet
+        }
+        if lost > 0:  # the worker whose segment this was died with these requests in hand
+            self._values[self._errors["worker_lost"]] += lost
+
+    def admit(self, models: Iterable[tuple[str, str]]) -> None:
+        """Have the label sets of these (model, strategy) pairs exist, at 0, before the first request."""
+        for model, strategy in models:
+            self._of(model, strategy)
+
+    def begin(self) -> None:
+        self._values[self._in_flight] += 1.0
+
+    def finish(self, record: RequestRecord, now: float) -> None:
+        if record.finished:
+            return
+        record.finished = True
+        values = self._values
+        values[self._in_flight] -= 1.0
+        total_s = now - record.started_at
+        key = (record.method, record.route, record.status)
+        http = self._http.get(key)
+        if http is None:
+            http = self._http[key] = _Http(self._writer, *key)
+        values[http.total] += 1.0
+        duration = http.duration
+        values[duration.base + bisect_left(duration.bounds, total_s)] += 1.0
+        values[duration.sum_index] += total_s
+        if record.error_type:
+            values[self._errors[record.error_type]] += 1.0
+        if record.is_inference:
+            self._finish_inference(record, now, total_s)
+
+    def _finish_inference(self, record: RequestRecord, now: float, total_s: float) -> None:
+        values = self._values
+        model = record.model
+        strategy = record.strategy
+        children = self._inference.get((model, strategy)) or self._of(model, strategy)
+        values[children.statuses[record.outcome]] += 1.0
+        upstream_s = 0.0
+        for attempt in record.attempts:
+            upstream_s += (attempt.ended_at or now) - attempt.started_at
+            outcome = (attempt.backend, attempt.outcome or "cancelled")
+            index = self._attempts.get(outcome)
+            if index is None:
+                index = self._attempts[outcome] = self._writer.counter(families.ATTEMPTS, *outcome).index
+            values[index] += 1.0
+        if record.reason:
+            decision = (strategy, model, record.reason)
+            index = self._decisions.get(decision)
+            if index is None:
+                index = self._decisions[decision] = self._writer.counter(families.ROUTING_DECISIONS, *decision).index
+            values[index] += 1.0
+        if record.retry_reasons or record.fallback_reasons:
+            self._repeated(record)
+        if record.attempts:
+            overhead_s = total_s - upstream_s
+            overhead = self._overhead
+            values[overhead.base + bisect_left(overhead.bounds, overhead_s)] += 1.0
+            values[overhead.sum_index] += overhead_s
+        values[self._usage[record.usage_source]] += 1.0
+        duration = children.duration
+        if now - children.exemplar_at >= _EXEMPLAR_EVERY_S:
+            children.exemplar_at = now
+            duration.observe_with_exemplar(total_s, f'request_id="{record.request_id}"', self._wall())
+        else:
+            values[duration.base + bisect_left(duration.bounds, total_s)] += 1.0
+            values[duration.sum_index] += total_s
+        values[children.prompt] += record.input_tokens
+        tokens = record.output_tokens
+        if tokens:
+            values[children.generated] += tokens
+            if total_s > 0:
+                children.rate.observe(tokens / total_s)
+        if record.first_token_at:
+            children.first_token.observe(record.first_token_at - record.started_at)
+            if record.gaps_s:
+                _observe_all(children.gap, record.gaps_s)
+
+    def _repeated(self, record: RequestRecord) -> None:
+        for reason in record.retry_reasons:
+            self._writer.counter(families.RETRIES, record.model, reason).inc()
+        for model, reason in record.fallback_reasons:
+            self._writer.counter(families.FALLBACKS, model, reason).inc()
+
+    def gaps(self, record: RequestRecord) -> None:
+        if record.gaps_s:
+            _observe_all(self._of(record.model, record.strategy).gap, record.gaps_s)
+            record.gaps_s.clear()
+
+    def connection_opened(self, type: str, protocol: str) -> None:
+        self._values[self._open[type, protocol]] += 1.0
+
+    def connection_closed(self, type: str, protocol: str, duration_s: float) -> None:
+        self._values[self._open[type, protocol]] -= 1.0
+        self._connection_s[type, protocol].observe(duration_s)
+
+    def error(self, type: str) -> None:
+        self._values[self._errors[type]] += 1.0
+
+    def _of(self, model: str, strategy: str) -> _Inference:
+        children = self._inference.get((model, strategy))
+        if children is None:
+            children = self._inference[model, strategy] = _Inference(self._writer, model, strategy)
+        return children
+
+
+def _observe_all(histogram: Histogram, values: list[float]) -> None:
+    for value in values:
+        histogram.observe(value)

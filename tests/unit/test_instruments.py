@@ -1,0 +1,146 @@
+"""One record, written once: every family that a request moves, and none twice."""
+
+from __future__ import annotations
+
+import pytest
+
+from llm_router import families
+from llm_router.instruments import Instruments
+from llm_router.observe.metrics.slots import Reader, Segment, Writer
+from llm_router.signals import Attempt, Family, RequestRecord
+
+
+class Metrics:
+    """Instruments over a private segment, and what a scrape would read."""
+
+    def __init__(self) -> None:
+        self.segment = Segment.private()
+        self.instruments = self.adopt()
+
+    def adopt(self) -> Instruments:
+        """What a process that takes over the segment begins with."""
+        writer = Writer(self.segment, families.FAMILIES, dropped=families.SERIES_DROPPED)
+        self.instruments = Instruments(writer, wall=lambda: 1.0)
+        return self.instruments
+
+    def value(self, family: Family, *labels: str) -> float | None:
+        """A counter's or gauge's value, a histogram's count; None if the series does not exist."""
+        return Reader([self.segment], families.FAMILIES).collect().value(family, *labels)
+
+    def moved(self) -> dict[str, float]:
+        """Sum over all rows, by family, of those that are not 0 (histograms: observations)."""
+        collected = Reader([self.segment], families.FAMILIES).collect()
+        sums = {family.name.removeprefix("llm_router_"): collected.total(family) for family in families.FAMILIES}
+        return {name: total for name, total in sums.items() if total}
+
+
+def inference(**fields: object) -> RequestRecord:
+    record = RequestRecord("POST", "/v1/chat/completions", "r-1", 100.0)
+    record.is_inference = True
+    record.model, record.strategy, record.reason = "m", "round-robin", "turn"
+    record.status, record.outcome, record.usage_source = 200, "success", "provider"
+    record.input_tokens, record.output_tokens = 7, 5
+    attempt = Attempt("b", 100.1)
+    attempt.ended_at, attempt.outcome = 100.9, "success"
+    record.attempts = [attempt]
+    for name, value in fields.items():
+        setattr(record, name, value)
+    return record
+
+
+def test_a_plain_success_moves_each_family_once() -> None:
+    metrics = Metrics()
+    metrics.instruments.begin()
+    assert metrics.value(families.REQUESTS_IN_FLIGHT) == 1
+    record = inference()
+    metrics.instruments.finish(record, 101.0)
+    metrics.instruments.finish(record, 102.0)
+    assert metrics.moved() == {
+        "http_requests_total": 1,
+        "http_request_duration_seconds": 1,
+        "overhead_seconds": 1,
+        "inference_total": 1,
+        "inference_duration_seconds": 1,
+        "tokens_generated_total": 5,
+        "tokens_prompt_total": 7,
+        "tokens_per_second": 1,
+        "usage_records_total": 1,
+        "routing_decisions_total": 1,
+        "attempts_total": 1,
+    }
+    assert metrics.value(families.INFERENCE, "m", "round-robin", "success", "false") == 1
+    assert metrics.value(families.HTTP_REQUESTS, "POST", "/v1/chat/completions", "200") == 1
+
+
+def test_a_stream_also_moves_first_token_and_gaps() -> None:
+    metrics = Metrics()
+    metrics.instruments.begin()
+    record = inference(first_token_at=100.2, gaps_s=[0.1, 0.2])
+    metrics.instruments.gaps(record)
+    assert record.gaps_s == []
+    record.gaps_s = [0.3]
+    metrics.instruments.finish(record, 101.0)
+    moved = metrics.moved()
+    assert (moved["time_to_first_token_seconds"], moved["inter_token_seconds"]) == (1, 3)
+
+
+@pytest.mark.parametrize("outcome", ["error", "cancelled"])
+def test_a_failure_is_one_inference_and_one_error(outcome: str) -> None:
+    metrics = Metrics()
+    metrics.instruments.begin()
+    failed = inference(
+        outcome=outcome,
+        status=502,
+        error_type="unreachable",
+        output_tokens=0,
+        input_tokens=0,
+        usage_source="none",
+        retry_reasons=("unavailable",),
+        fallback_reasons=(("first", "unavailable"),),
+    )
+    metrics.instruments.finish(failed, 101.0)
+    assert metrics.value(families.INFERENCE, "m", "round-robin", outcome, "false") == 1
+    assert metrics.value(families.ERRORS, "unreachable", "backend", "error") == 1
+    assert metrics.value(families.RETRIES, "m", "unavailable") == 1
+    assert metrics.value(families.FALLBACKS, "first", "unavailable") == 1
+    assert "tokens_per_second" not in metrics.moved()
+
+
+def test_what_was_in_flight_when_a_worker_died_is_counted_as_lost() -> None:
+    metrics = Metrics()
+    for _ in range(3):
+        metrics.instruments.begin()
+    metrics.instruments.finish(inference(), 101.0)
+    metrics.adopt()
+    assert metrics.value(families.ERRORS, "worker_lost", "worker", "error") == 2
+    assert metrics.value(families.REQUESTS_IN_FLIGHT) == 0
+    assert metrics.value(families.INFERENCE, "m", "round-robin", "success", "false") == 1
+    metrics.adopt()
+    assert metrics.value(families.ERRORS, "worker_lost", "worker", "error") == 2
+
+
+def test_admitted_models_exist_at_zero() -> None:
+    metrics = Metrics()
+    metrics.instruments.admit([("new", "least-loaded")])
+    for status in families.INFERENCE_STATUSES:
+        assert metrics.value(families.INFERENCE, "new", "least-loaded", status, "false") == 0
+    assert metrics.value(families.TOKENS_GENERATED, "new", "least-loaded") == 0
+
+
+def test_methods_and_statuses_outside_the_list_become_other() -> None:
+    metrics = Metrics()
+    metrics.instruments.begin()
+    record = RequestRecord("BREW", "__other__", "r", 100.0)
+    record.status = 999
+    metrics.instruments.finish(record, 100.5)
+    assert metrics.value(families.HTTP_REQUESTS, "__other__", "__other__", "__other__") == 1
+    assert "inference_total" not in metrics.moved()
+
+
+def test_connections_are_counted_while_open_and_observed_when_closed() -> None:
+    metrics = Metrics()
+    metrics.instruments.connection_opened("client", "http")
+    assert metrics.value(families.ACTIVE_CONNECTIONS, "client", "http") == 1
+    metrics.instruments.connection_closed("client", "http", 2.5)
+    assert metrics.value(families.ACTIVE_CONNECTIONS, "client", "http") == 0
+    assert metrics.value(families.CONNECTION_DURATION, "client", "http") == 1
