@@ -1,0 +1,426 @@
+"""Reads the configuration: file, then environment, then flags, checked as a whole.
+
+Not for: watching the file, or turning settings into a routing table (processes/control.py).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import ssl
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from llm_router.accounts.access import AccessSettings
+from llm_router.config import litellm
+from llm_router.config.document import Document, read
+from llm_router.config.settings import (
+    SECTIONS,
+    HealthSettings,
+    MetricsSettings,
+    ModelSettings,
+    RoutingSettings,
+    ServerSettings,
+    Settings,
+)
+from llm_router.config.shape import Shaper, suggest
+from llm_router.errors import ConfigError
+from llm_router.gateway.front import FrontSettings
+from llm_router.models.launch import RunnerSpec
+from llm_router.models.registry import DEFAULT_MODEL, SUFFIX
+from llm_router.routing.table import BackendSpec
+from llm_router.signals import OTHER
+
+FILE_NAME: Final = "llm-router.yaml"
+"""Looked for in the current folder when no path is given."""
+
+_ENVIRONMENT: Final = {
+    "HOST": "server.host",
+    "PORT": "server.port",
+    "METRICS_HOST": "server.metrics_host",
+    "METRICS_PORT": "server.metrics_port",
+    "DATA_DIR": "server.data_dir",
+    "LOG_DIR": "server.log_dir",
+    "METRICS_ENDPOINT": "metrics.endpoint",
+    "HEALTH_ENDPOINT": "health.endpoint",
+}
+_FLAGS: Final = {
+    "host": "server.host",
+    "port": "server.port",
+    "metrics_host": "server.metrics_host",
+    "metrics_port": "server.metrics_port",
+    "workers": "server.workers",
+    "drain": "server.drain",
+    "data_dir": "server.data_dir",
+    "log_dir": "server.log_dir",
+    "insecure": "server.insecure",
+}
+
+_WORKERS_MAX: Final = 64
+"""The supervisor keeps one metric segment and one socket per worker; more workers than this help nobody."""
+_BACKEND_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_MODEL_NAME: Final = re.compile(r"[^\s\x00-\x1f\x7f\"]{1,200}")
+_ENDPOINT: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
+
+
+def load(
+    path: str | None, env: Mapping[str, str], overrides: Mapping[str, Any], *, files_needed: bool = True
+) -> Settings:
+    """The settings of a router.
+
+    Args:
+        path: the file; None takes `llm-router.yaml` of the current folder if there is one.
+        env: the process environment.
+        overrides: flags of the command line, see `serve`: host, port, metrics_host, metrics_port, workers,
+            drain, data_dir, log_dir, insecure. JSON can hold them, so that control reads the same again.
+        files_needed: whether the model files that are named must exist; false for who is about to fetch them.
+
+    Raises: ConfigError naming key, value and way out.
+    """
+    document = _document(path, env)
+    return _Load(document, env, overrides, files_needed=files_needed).settings(
+        os.path.abspath(document.name) if document.name else ""
+    )
+
+
+def check_exposure(settings: Settings) -> None:
+    """Raise ConfigError if other machines could reach a router that no key protects, unless that is wanted."""
+    if settings.server.insecure:
+        return
+    for key, host in (("server.host", settings.server.host), ("server.metrics_host", settings.server.metrics_host)):
+        if not is_loopback(host) and not (key == "server.metrics_host" and settings.server.metrics_port < 0):
+            raise ConfigError(
+                key,
+                f"{host!r} can be reached by other machines, and no key protects the router yet: anyone there could use "
+                f"and manage it. Use 127.0.0.1, or start with --insecure if that is what you want",
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a listener at `host` (an address, or localhost)."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _document(path: str | None, env: Mapping[str, str]) -> Document:
+    if path is None:
+        if not os.path.exists(FILE_NAME):
+            return Document("", {}, {})
+        path = FILE_NAME
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except UnicodeDecodeError as error:
+        raise ConfigError("", f"{path} is not UTF-8 text: {error}") from error
+    except OSError as error:
+        raise ConfigError("", f"{path} cannot be read: {error.strerror}") from error
+    return read(text, path, env)
+
+
+class _Load:
+    """One reading of one document: knows where each value came from, to say so when it will not do."""
+
+    def __init__(
+        self, document: Document, env: Mapping[str, str], overrides: Mapping[str, Any], *, files_needed: bool
+    ) -> None:
+        self._document = document
+        self._files_needed = files_needed
+        self._origins: dict[str, str] = {}
+        self._aliases: dict[str, str] = {}
+        self._shaper = Shaper(SECTIONS, self.fail)
+        self._notes: list[str] = []
+        data = dict(document.data)
+        if "model_list" in data:
+            converted = litellm.convert(data, env, self.fail)
+            data, self._aliases = converted.data, converted.aliases
+            self._notes += converted.notes
+        for name, key in _ENVIRONMENT.items():
+            if env.get(name):
+                self._set(data, key, env[name], f"{name} (environment)")
+        for name, value in overrides.items():
+            if name not in _FLAGS:
+                raise ConfigError(name, f"no such override{suggest(name, _FLAGS)}")
+            if value is not None:
+                self._set(data, _FLAGS[name], value, f"--{name.replace('_', '-')}")
+        self._data = data
+
+    def fail(self, path: str, problem: str) -> ConfigError:
+        """The error for the value at `path`, naming the variable, flag or line that it came from."""
+        if path in self._origins:
+            return ConfigError(self._origins[path], problem)
+        for alias, original in sorted(self._aliases.items(), key=lambda pair: -len(pair[0])):
+            if path == alias or path.startswith((f"{alias}.", f"{alias}[")):
+                path = original
+                break
+        line = self._document.lines.get(path)
+        if line is None or not path:
+            return ConfigError(path, problem)
+        return ConfigError(path, f"{problem} (line {line} of {self._document.name})")
+
+    def settings(self, source: str) -> Settings:
+        data = self._data
+        known = [key for key in Settings.__struct_fields__ if key not in {"source", "notes"}]
+        for key in data:
+            if key not in known:
+                raise self.fail(key, f"no such key{suggest(key, [*known, 'model_list'])}")
+        server = self._server(data.get("server"))
+        access = self._shaper.build(
+            AccessSettings, data.get("access"), "access", {"bound_hosts": (server.host, server.metrics_host)}
+        )
+        backends = self._backends(data.get("backends"))
+        models = self._models(data.get("models"), server, [backend.name for backend in backends])
+        if not source and not models:
+            models = self._default_models(server)
+        routing = self._routing(data.get("routing"), models)
+        metrics = self._shaper.build(MetricsSettings, data.get("metrics"), "metrics")
+        health = self._shaper.build(HealthSettings, data.get("health"), "health")
+        self._endpoints(metrics.endpoint, health.endpoint)
+        used = {deployment.backend for model in models for deployment in model.deployments}
+        self._notes += [f"backend {backend.name!r} serves no model" for backend in backends if backend.name not in used]
+        return Settings(
+            server=server,
+            access=access,
+            front=self._front(data.get("front")),
+            models=models,
+            backends=backends,
+            routing=routing,
+            metrics=metrics,
+            health=health,
+            source=source,
+            notes=tuple(self._notes),
+        )
+
+    def _set(self, data: dict[str, Any], key: str, value: Any, origin: str) -> None:
+        section, _, name = key.partition(".")
+        inside = data.get(section)
+        if inside is not None and not isinstance(inside, Mapping):
+            return  # the section itself is wrong, which its own message says better
+        data[section] = {**(inside or {}), name: value}
+        self._origins[key] = origin
+
+    def _server(self, raw: Any) -> ServerSettings:
+        if isinstance(raw, Mapping):
+            raw = dict(raw)
+            if raw.get("workers") == "auto":
+                raw["workers"] = min(usable_cpus(), _WORKERS_MAX)
+            elif isinstance(raw.get("workers"), str) and not raw["workers"].strip().isdecimal():
+                raise self.fail("server.workers", f"{raw['workers']!r} will not do: 1 to {_WORKERS_MAX}, or auto")
+            # YAML 1.1 reads a bare `off` as false.
+            if raw.get("metrics_port") is False or raw.get("metrics_port") == "off":
+                raw["metrics_port"] = -1
+        server = self._shaper.build(ServerSettings, raw, "server")
+        for name, port, lowest in (("port", server.port, 0), ("metrics_port", server.metrics_port, -1)):
+            if not lowest <= port <= 65535:
+                off = "" if lowest == 0 else ", or off"
+                raise self.fail(f"server.{name}", f"{port} is no port: choose 1 to 65535, 0 for any free one{off}")
+        if server.port == server.metrics_port and server.port > 0:
+            raise self.fail("server.metrics_port", f"{server.port} is the port of the API too: choose another, or off")
+        if not 1 <= server.workers <= _WORKERS_MAX:
+            raise self.fail("server.workers", f"{server.workers} will not do: 1 to {_WORKERS_MAX}, or auto")
+        for name, host in (("host", server.host), ("metrics_host", server.metrics_host)):
+            if not host or any(character.isspace() or character in "/@" for character in host):
+                raise self.fail(f"server.{name}", f"{host!r} is no address or host name")
+        if bool(server.tls_cert) != bool(server.tls_key):
+            missing = "tls_key" if server.tls_cert else "tls_cert"
+            raise self.fail(f"server.{missing}", "is missing: TLS needs certificate and key, both PEM files")
+        tls = {
+            name: os.path.abspath(os.path.expanduser(path)) if (path := getattr(server, name)) else ""
+            for name in ("tls_cert", "tls_key")
+        }
+        self._check_certificate(**tls)
+        data_dir = os.path.abspath(os.path.expanduser(server.data_dir))
+        log_dir = os.path.abspath(os.path.expanduser(server.log_dir)) if server.log_dir else f"{data_dir}/logs"
+        return msgspec.structs.replace(server, data_dir=data_dir, log_dir=log_dir, **tls)
+
+    def _check_certificate(self, tls_cert: str, tls_key: str) -> None:
+        """Fails for files that no TLS server could be started with."""
+        if not tls_cert:
+            return
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls_cert, tls_key)
+        except ssl.SSLError as error:
+            problem = error.reason or str(error)
+            raise self.fail(
+                "server.tls_cert", f"{tls_cert!r} and {tls_key!r} do not make a TLS server: {problem}"
+            ) from error
+        except OSError as error:
+            name, path = ("tls_key", tls_key) if os.path.exists(tls_cert) else ("tls_cert", tls_cert)
+            raise self.fail(f"server.{name}", f"{path!r} cannot be read: {error.strerror}") from error
+
+    def _front(self, raw: Any) -> FrontSettings:
+        front = self._shaper.build(FrontSettings, raw, "front")
+        for field in msgspec.structs.fields(FrontSettings):
+            value = getattr(front, field.name)
+            if value <= 0:
+                key = field.name.removesuffix("_s").removesuffix("_bytes")
+                raise self.fail(f"front.{key}", "must be more than 0")
+        return front
+
+    def _list(self, raw: Any, path: str) -> list[Any]:
+        if raw is None:
+            return []
+        if not isinstance(raw, list):
+            raise self.fail(path, "should be a list: each entry begins with a dash")
+        return raw
+
+    def _backends(self, raw: Any) -> tuple[BackendSpec, ...]:
+        backends: dict[str, BackendSpec] = {}
+        for index, entry in enumerate(self._list(raw, "backends")):
+            path = f"backends[{index}]"
+            backend = self._shaper.build(BackendSpec, entry, path)
+            if not _BACKEND_NAME.fullmatch(backend.name) or backend.name == OTHER:
+                raise self.fail(
+                    f"{path}.name",
+                    f"{backend.name!r} will not do: up to 64 letters, digits, dots, dashes and underscores",
+                )
+            if backend.name.startswith("runner-"):
+                raise self.fail(
+                    f"{path}.name", f"{backend.name!r} will not do: runner-... are the local models themselves"
+                )
+            if backend.name in backends:
+                raise self.fail(f"{path}.name", f"there is another backend {backend.name!r}; names are unique")
+            if backend.max_connections < 1:
+                raise self.fail(f"{path}.max_connections", "must be 1 or more")
+            for name, value in backend.headers.items():
+                if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name) or re.search(r"[\r\n\0]", value):
+                    raise self.fail(f"{path}.headers.{name}", "is no valid header")
+            if not backend.api_key and isinstance(entry, Mapping) and "api_key" in entry:
+                raise self.fail(f"{path}.api_key", "is empty; leave the key out if the backend needs none")
+            if re.search(r"[\s\0]", backend.api_key):
+                raise self.fail(f"{path}.api_key", "holds a space or line end, which no key does")
+            backends[backend.name] = msgspec.structs.replace(backend, url=self._url(backend.url, f"{path}.url"))
+        return tuple(backends.values())
+
+    def _url(self, url: str, path: str) -> str:
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as error:
+            raise self.fail(path, f"is no URL: {error}") from None
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise self.fail(path, "should begin with http:// or https:// and a host, like https://api.openai.com/v1")
+        if parts.username is not None or parts.password is not None:
+            raise self.fail(path, "holds a password; use api_key or headers, whose values are never shown")
+        if parts.query or parts.fragment:
+            raise self.fail(path, "should end with its path, without ? and #")
+        if port == 0:
+            raise self.fail(path, "0 is no port to connect to")
+        if not parts.path.strip("/"):
+            self._notes.append(f"{path} has no path; most servers want /v1 at the end")
+        return url.rstrip("/")
+
+    def _models(self, raw: Any, server: ServerSettings, backends: list[str]) -> tuple[ModelSettings, ...]:
+        models: dict[str, ModelSettings] = {}
+        for index, entry in enumerate(self._list(raw, "models")):
+            path = f"models[{index}]"
+            model = self._model(entry, path, server)
+            if model.name in models:
+                raise self.fail(
+                    f"{path}.name", f"there is another model {model.name!r}; give one model several deployments instead"
+                )
+            for number, deployment in enumerate(model.deployments):
+                if deployment.backend not in backends:
+                    raise self.fail(
+                        f"{path}.deployments[{number}].backend",
+                        f"no backend {deployment.backend!r} is configured{suggest(deployment.backend, backends)}",
+                    )
+            models[model.name] = model
+        for index, model in enumerate(models.values()):
+            for number, fallback in enumerate(model.fallbacks):
+                path = f"models[{index}].fallbacks[{number}]"
+                if fallback == model.name:
+                    raise self.fail(path, "a model cannot be its own fallback")
+                if fallback not in models:
+                    raise self.fail(path, f"no model {fallback!r} is configured{suggest(fallback, models)}")
+        return tuple(models.values())
+
+    def _model(self, entry: Any, path: str, server: ServerSettings) -> ModelSettings:
+        if not isinstance(entry, Mapping):
+            raise self.fail(path, "should hold keys like `name:`")
+        entry = dict(entry)
+        runner_data = entry.pop("runner", None)
+        deployments = entry.get("deployments")
+        if isinstance(deployments, list):
+            # `model` may be left out: the backend knows it by the name that callers use.
+            entry["deployments"] = [
+                {"model": entry.get("name"), **deployment} if isinstance(deployment, Mapping) else deployment
+                for deployment in deployments
+            ]
+        model = self._shaper.build(ModelSettings, entry, path)
+        if not _MODEL_NAME.fullmatch(model.name) or model.name == OTHER:
+            raise self.fail(f"{path}.name", f"{model.name!r} will not do: up to 200 characters, no spaces or quotes")
+        if not model.file:
+            if not model.deployments:
+                raise self.fail(path, f"model {model.name!r} needs a `file` to run here or `deployments` on backends")
+            for key in ("runner", "load"):
+                if key in entry or (key == "runner" and runner_data is not None):
+                    raise self.fail(f"{path}.{key}", "means something only together with `file`")
+            return model
+        file = self._file(model.file, server)
+        if self._files_needed and not os.path.isfile(file):
+            raise self.fail(
+                f"{path}.file",
+                f"there is no file {file}; fetch one with `llm-router models pull`, or leave the model out",
+            )
+        runner = self._shaper.build(RunnerSpec, runner_data, f"{path}.runner", {"name": model.name, "path": file})
+        return msgspec.structs.replace(model, file=file, runner=runner)
+
+    def _file(self, file: str, server: ServerSettings) -> str:
+        """A plain name lies in the models folder; a path begins where the configuration file is."""
+        if "/" not in file:
+            return os.path.join(server.models_dir, file if file.endswith(SUFFIX) else file + SUFFIX)
+        folder = os.path.dirname(os.path.abspath(self._document.name))
+        return os.path.normpath(os.path.join(folder, os.path.expanduser(file)))
+
+    def _default_models(self, server: ServerSettings) -> tuple[ModelSettings, ...]:
+        file = os.path.join(server.models_dir, DEFAULT_MODEL + SUFFIX)
+        if not os.path.isfile(file):
+            self._notes.append(
+                f"no {FILE_NAME} and no default model: nothing is served until a model is loaded "
+                f"(llm-router models pull {DEFAULT_MODEL})"
+            )
+            return ()
+        return (ModelSettings(name=DEFAULT_MODEL, file=file, runner=RunnerSpec(name=DEFAULT_MODEL, path=file)),)
+
+    def _routing(self, raw: Any, models: tuple[ModelSettings, ...]) -> RoutingSettings:
+        routing = self._shaper.build(RoutingSettings, raw, "routing")
+        names = [model.name for model in models]
+        if routing.default_model and routing.default_model not in names:
+            wanted = routing.default_model
+            raise self.fail("routing.default_model", f"no model {wanted!r} is configured{suggest(wanted, names)}")
+        retry = routing.retry
+        if not 1 <= retry.attempts <= 10:
+            raise self.fail("routing.retry.attempts", f"{retry.attempts} will not do: 1 (no retries) to 10")
+        if not 0 <= retry.budget_ratio <= 1:
+            raise self.fail("routing.retry.budget_ratio", f"{retry.budget_ratio:g} will not do: 0 to 1")
+        if retry.budget_min < 0:
+            raise self.fail("routing.retry.budget_min", "must be 0 or more")
+        if not routing.default_model and names:
+            routing = msgspec.structs.replace(routing, default_model=names[0])
+        return routing
+
+    def _endpoints(self, metrics: str, health: str) -> None:
+        for key, endpoint in (("metrics.endpoint", metrics), ("health.endpoint", health)):
+            if not _ENDPOINT.fullmatch(endpoint):
+                raise self.fail(
+                    key, f"{endpoint!r} is no path: it begins with / and does not end with it, like /metrics"
+                )
+            if endpoint.startswith(("/v1/", "/api/")) or endpoint in {"/v1", "/api"}:
+                raise self.fail(key, f"{endpoint!r} would hide a part of the API")
+        if metrics == health:
+            raise self.fail("health.endpoint", f"{health!r} is the path of the metrics too")

@@ -1,0 +1,137 @@
+"""The settings tree: one frozen struct per section of `llm-router.yaml`, put together from what the packages own.
+
+A field's name ends in its unit (`drain_s`, `max_body_bytes`); its key does not (`drain: 30s`), see shape.py.
+Every key is described in docs/reference/configuration.md; a test compares the two.
+Not for: reading (load.py) or doing anything.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+from llm_router.accounts.access import AccessSettings
+from llm_router.config.shape import Section
+from llm_router.gateway.front import FrontSettings
+from llm_router.models.launch import RunnerSpec
+from llm_router.routing.table import BackendSpec, Deployment, RetrySpec
+
+Strategy = Literal["round-robin", "least-loaded"]
+
+
+class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Addresses, processes and folders.
+
+    Args:
+        host, port: where the API listens; port 0 takes any free one.
+        metrics_host, metrics_port: where control listens for Prometheus; -1 (`off`) for nowhere.
+        workers: processes of the data plane.
+        drain_s: seconds that requests in flight may take to finish at a stop.
+        data_dir, log_dir: absolute paths.
+        insecure: whether other machines may reach the router although no key protects it.
+        tls_cert, tls_key: absolute paths of PEM files; the API then speaks https. Both or neither.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 3006
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int = 9090
+    workers: int = 1
+    drain_s: float = 30.0
+    data_dir: str = "~/.local/state/llm-router"
+    log_dir: str = ""
+    insecure: bool = False
+    tls_cert: str = ""
+    tls_key: str = ""
+
+    @property
+    def scheme(self) -> str:
+        """`https` if the API has a certificate, else `http`."""
+        return "https" if self.tls_cert else "http"
+
+    @property
+    def models_dir(self) -> str:
+        """The folder of model files: the only one that the API can load from."""
+        return f"{self.data_dir}/models"
+
+    @property
+    def control_socket(self) -> str:
+        """The socket on which the command line talks to a running router."""
+        return f"{self.data_dir}/control.sock"
+
+
+class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that callers can ask for by name.
+
+    Args:
+        file: absolute path of a GGUF file to run here; empty if it is served by backends only.
+        load: whether its runner is started with the router.
+        runner: how it is run; None exactly when `file` is empty.
+        deployments: backends that serve it, and the name they know it by.
+        fallbacks: names of other models, tried in order when this one fails.
+        strategy: overrides `routing.strategy` for this model.
+    """
+
+    name: str
+    file: str = ""
+    load: bool = True
+    runner: RunnerSpec | None = None
+    deployments: tuple[Deployment, ...] = ()
+    fallbacks: tuple[str, ...] = ()
+    strategy: Strategy | None = None
+
+
+class RoutingSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How requests find their backend. `default_model` answers requests that name none; empty: the first model."""
+
+    strategy: Strategy = "round-robin"
+    default_model: str = ""
+    retry: RetrySpec = RetrySpec()
+
+
+class MetricsSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What is exported where. `guide_names` adds the unprefixed names of the monitoring guide."""
+
+    endpoint: str = "/metrics"
+    guide_names: bool = True
+
+
+class HealthSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where health is told."""
+
+    endpoint: str = "/health"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that can be configured. All names that are referred to exist.
+
+    Args:
+        source: absolute path of the file that was read; empty if there was none.
+        notes: what an operator should know although nothing is wrong.
+    """
+
+    server: ServerSettings = ServerSettings()
+    access: AccessSettings = AccessSettings()
+    front: FrontSettings = FrontSettings()
+    models: tuple[ModelSettings, ...] = ()
+    backends: tuple[BackendSpec, ...] = ()
+    routing: RoutingSettings = RoutingSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    health: HealthSettings = HealthSettings()
+    source: str = ""
+    notes: tuple[str, ...] = ()
+
+
+SECTIONS: Final = (
+    Section(Settings, internal=frozenset({"source", "notes"})),
+    Section(AccessSettings, internal=frozenset({"bound_hosts"})),
+    Section(Deployment, renamed={"upstream_model": "model"}),
+    Section(RunnerSpec, internal=frozenset({"name", "path", "key"})),
+    Section(
+        BackendSpec,
+        internal=frozenset({"local_model", "ready"}),
+        groups={"timeouts": ("connect_s", "first_byte_s", "gap_s", "total_s", "wait_s")},
+        secret=frozenset({"api_key", "headers"}),
+    ),
+)
