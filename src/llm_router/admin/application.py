@@ -1,0 +1,184 @@
+"""Control's HTTP application: guard, request ids, error objects and routes around what the other modules answer.
+
+One application behind three entries; which one a request came by is told by the server (server.py) and decides
+what is checked. Not for: sockets (server.py) or any particular route (monitoring.py, models.py, reload.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Final, TypeVar
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from llm_router.accounts.access import Guard
+from llm_router.errors import InvalidRequest, RouterError
+from llm_router.gateway.openai import error_object
+
+MAX_BODY_BYTES: Final = 1024 * 1024
+"""Admin requests are a name and some options."""
+
+BODY_TIMEOUT_S: Final = 10.0
+"""A body of that size takes milliseconds; a client that is slower than this holds memory for nothing."""
+
+CLIENT_HEADER: Final = "x-llm-router-client"
+"""Believed on the workers' socket only."""
+
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+T = TypeVar("T")
+
+
+class Entry(StrEnum):
+    """The way by which a request reached control."""
+
+    MONITORING = "monitoring"  # the TCP port, anybody on this machine
+    CLI = "cli"  # the command line's socket; the peer's uid was checked
+    FORWARD = "forward"  # a worker, for a client of the app port
+
+
+def build(routes: Sequence[Route], guard: Callable[[], Guard]) -> ASGIApp:
+    """The application that serves `routes`.
+
+    Args:
+        guard: the browser guard in force, asked for with each request: a reload replaces it.
+    """
+    app = Starlette(
+        routes=routes,
+        exception_handlers={RouterError: _router_error, HTTPException: _http_error},  # type: ignore[dict-item]
+    )
+    app.router.redirect_slashes = False  # a redirect would name the wrong host behind a proxy
+    return _Guarded(app, guard)
+
+
+def entry_of(scope: Scope) -> Entry:
+    """The entry of a request; whatever the server did not tell is taken for the least trusted one."""
+    entry: Entry = scope.get("state", {}).get("entry", Entry.MONITORING)
+    return entry
+
+
+def _address(text: str) -> tuple[str, int] | None:
+    """The client that a worker names as `ip:port`; None if it did not know."""
+    host, _, port = text.rpartition(":")
+    return (host.strip("[]"), int(port)) if host and port.isdecimal() else None
+
+
+def json_response(value: object, status: int = 200, media_type: str = "application/json") -> Response:
+    return Response(msgspec.json.encode(value), status, media_type=media_type)
+
+
+async def read_body(request: Request, type: type[T]) -> T:
+    """The request's JSON body as `type`.
+
+    Raises: InvalidRequest, with status 413 for more than `MAX_BODY_BYTES`, 408 after `BODY_TIMEOUT_S`.
+    """
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    raise InvalidRequest(
+                        f"the body is larger than {MAX_BODY_BYTES} bytes", status=413, code="body_too_large"
+                    )
+    except TimeoutError:
+        raise InvalidRequest(
+            f"the body did not arrive within {BODY_TIMEOUT_S:g} s", status=408, code="request_timeout"
+        ) from None
+    except ClientDisconnect:
+        raise InvalidRequest("the body ended early") from None
+    try:
+        return msgspec.json.decode(body or b"{}", type=type)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(str(error).replace("$.", "").replace(" - at `$`", ""), code="invalid_type") from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error}", code="invalid_json") from None
+
+
+class _Guarded:
+    """Gives each request an id, keeps foreign pages out, and adds CORS headers for configured ones."""
+
+    def __init__(self, app: ASGIApp, guard: Callable[[], Guard]) -> None:
+        self._app = app
+        self._guard = guard
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        headers = Headers(scope=scope)
+        request_id = headers.get("x-request-id", "")
+        if not _REQUEST_ID.fullmatch(request_id):
+            request_id = uuid.uuid4().hex
+        scope["request_id"] = request_id
+        added = [(b"x-request-id", request_id.encode())]
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *added]
+            await send(message)
+
+        entry = entry_of(scope)
+        if entry is Entry.FORWARD:
+            scope["client"] = _address(headers.get(CLIENT_HEADER, ""))
+        if entry is not Entry.CLI:
+            guard, origin = self._guard(), headers.get("origin", "").encode("latin-1")
+            try:
+                guard.check(
+                    scope["method"],
+                    headers.get("host", "").encode("latin-1"),
+                    origin,
+                    headers.get("sec-fetch-site", "").encode("latin-1"),
+                    headers.get("content-type", "").encode("latin-1"),
+                    has_body="transfer-encoding" in headers or headers.get("content-length", "0") != "0",
+                )
+            except InvalidRequest as error:
+                await _error(error, request_id)(scope, receive, send_with_headers)
+                return
+            wanted = headers.get("access-control-request-headers", "").encode("latin-1")
+            if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
+                added += guard.preflight(origin, wanted)
+                await Response(status_code=204)(scope, receive, send_with_headers)
+                return
+            added += guard.cors(origin)
+        await self._app(scope, receive, send_with_headers)
+
+
+def _error(error: RouterError, request_id: str) -> Response:
+    response = Response(error_object(error, request_id), error.status, media_type="application/json")
+    for name, value in getattr(error, "headers", ()):
+        response.headers[name.decode("latin-1")] = value.decode("latin-1")
+    retry_after_s = getattr(error, "retry_after_s", None)
+    if retry_after_s is not None:
+        response.headers["retry-after"] = str(max(1, round(retry_after_s)))
+    return response
+
+
+async def _router_error(request: Request, error: RouterError) -> Response:
+    return _error(error, request.scope["request_id"])
+
+
+async def _http_error(request: Request, error: HTTPException) -> Response:
+    path, method = request.url.path[:200], request.method
+    headers = tuple((name.encode(), value.encode()) for name, value in (error.headers or {}).items())
+    if error.status_code == 404:
+        problem = InvalidRequest(
+            f"there is nothing at {path}; GET / lists what there is", status=404, code="not_found", headers=headers
+        )
+    elif error.status_code == 405:
+        problem = InvalidRequest(
+            f"{path} does not take {method}", status=405, code="method_not_allowed", headers=headers
+        )
+    else:
+        problem = InvalidRequest(str(error.detail), status=error.status_code, headers=headers)
+    return _error(problem, request.scope["request_id"])

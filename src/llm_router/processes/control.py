@@ -1,0 +1,445 @@
+"""The control process: everything that may be slow, large or new, so that workers and supervisor need not be.
+
+Composition root. Reads the configuration, publishes the routing snapshot, has local models loaded, watches backends
+and serves monitoring and administration. If it dies, workers serve on with their last snapshot; what it needs to go
+on (which runners there are, what was counted) lies with the supervisor and in the metric segments.
+Not for: requests (worker.py) or children (supervisor.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import uvloop
+
+from llm_router import __version__
+from llm_router.accounts.access import Guard
+from llm_router.config.load import check_exposure, load
+from llm_router.config.settings import Settings
+from llm_router.errors import ConfigError, RouterError
+from llm_router.models.registry import ModelsFolder
+from llm_router.observe.health import Health, Inputs, ModelState, Report
+from llm_router.observe.metrics.slots import Segment
+from llm_router.processes.backends import BackendWatch
+from llm_router.processes.board import worker_row
+from llm_router.processes.child import EXIT_REFUSED, Child
+from llm_router.processes.local import LocalModels
+from llm_router.processes.measure import Levels, LoadedModel, Measurements
+from llm_router.processes.orders import OrderRefused, Orders, SupervisorState
+from llm_router.processes.snapshot import Fact, Snapshot, SnapshotServer
+from llm_router.processes.tables import admitted, routing_table, runner_backend
+from llm_router.routing.table import ModelSpec, RoutingTable
+
+_log = logging.getLogger("llm_router.control")
+
+TICK_S: Final = 0.1
+"""Heartbeat: workers take control for gone when it is a second old."""
+
+_STATE_WAIT_S: Final = 1.0
+"""The supervisor sends its state as soon as control starts; a snapshot without it would say that no runner is ready."""
+
+_WORKER_STALE_S: Final = 2.0  # workers beat every 0.1 s; one that misses twenty is not up
+_NEEDS_RESTART: Final = ("server", "front", "metrics", "health")
+
+
+class Control:
+    """Control from its start to its end. Lives in the loop it was made in.
+
+    Args:
+        settings: as loaded at the start.
+        reload: loads them again; raises ConfigError.
+    """
+
+    def __init__(self, child: Child, settings: Settings, reload: Callable[[], Settings]) -> None:
+        spec = child.spec
+        self._child = child
+        self._plan = spec.plan
+        self._settings = settings
+        self._load_settings = reload
+        self._guard = Guard(settings.access)
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._started_at = time.monotonic()
+        self._reload_succeeded, self._reload_time = True, time.time()
+        self._is_initialized = False
+        self._has_state = False
+        self._is_serving = False
+        self._publish_due = False
+        self._snapshot = Snapshot(version=0)
+        self._table = RoutingTable()
+        own, *others = spec.segments
+        self._measurements = Measurements(
+            Segment.attach(own[1], writable=True),
+            [Segment.attach(fd, writable=False) for _, fd in others],
+            self._levels,
+            guide_names=settings.metrics.guide_names,
+            disks=[self._plan.data_dir],
+        )
+        self._orders = Orders(self._take_state, self._stopping.set)
+        self._snapshots = SnapshotServer(socket.socket(fileno=spec.payload["snapshot_fd"]), self._take_facts)
+        self._watch = BackendWatch(lambda name: self._health.forget())
+        self._local = LocalModels(
+            self._orders,
+            ModelsFolder(settings.server.models_dir),
+            Path(self._plan.run_dir) / "unloaded.json",
+            spawn=self._spawn,
+            grace_s=self._plan.drain_s,
+            on_change=self._change,
+            on_loaded=self._measurements.loaded,
+            on_error=self._measurements.error,
+            resident_bytes=self._resident_bytes,
+        )
+        self._health = Health(
+            self._health_inputs,
+            version=__version__,
+            started_at=self._started_at,
+            monotonic=time.monotonic,
+            now=time.time,
+        )
+
+    async def run(self) -> None:
+        """Serve until told to leave, or until the supervisor is gone."""
+        payload = self._child.spec.payload
+        await self._orders.connect(socket.socket(fileno=payload["channel_fd"]))
+        if not await self._orders.first_state(_STATE_WAIT_S):
+            _log.warning("the supervisor did not tell its state; local models count as not ready until it does")
+        self._publish()
+        await self._snapshots.start()
+        self._child.watch(
+            on_drain=lambda: self._post(self._stopping.set),
+            on_orphaned=lambda: self._post(self._abandon),
+            on_reload=lambda: self._post(self._reload_quietly),
+        )
+        self._measurements.collections.start()
+        ticking, watching = self._keep(self._tick()), self._keep(self._watch.run())
+        self._local.configure(self._settings.models, is_first_start=self._is_first_start)
+        self._server = self._make_server()
+        await self._server.start()
+        self._is_serving = True
+        self._child.report({"event": "ready"})
+        self._look_whether_initialized()
+        try:
+            await self._stopping.wait()
+        finally:
+            await self._server.aclose()
+            for task in (ticking, watching, *self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, ticking, watching, return_exceptions=True)
+            self._measurements.collections.stop()
+            self._orders.close()
+            await self._snapshots.aclose()
+
+    # -- what the admin application shows --------------------------------------------------------------------
+
+    def metrics(self, *, openmetrics: bool) -> bytes:
+        """The exposition of every family, made now."""
+        return self._measurements.render(openmetrics=openmetrics)
+
+    def metrics_json(self) -> bytes:
+        """The same values as JSON."""
+        return self._measurements.render_json()
+
+    def health(self) -> Report:
+        """The newest health report."""
+        return self._health.report()
+
+    def readiness(self) -> tuple[bool, str]:
+        """Whether new requests are welcome, and one word for why not."""
+        if self._orders.state.draining:
+            return False, "draining"
+        if not self._is_initialized:
+            return False, "initializing"
+        return (True, "ready") if any(self._workers().values()) else (False, "no worker is up")
+
+    def reload(self) -> list[str]:
+        """Make the configuration the one in force. Returns the sections whose change needs a restart.
+
+        Raises: ConfigError, and then nothing has changed.
+        """
+        try:
+            new = self._load_settings()
+        except ConfigError as error:
+            self._reload_succeeded = False
+            _log.error("the configuration was not reloaded: %s", error)
+            raise
+        old = self._settings
+        waiting = [name for name in _NEEDS_RESTART if getattr(new, name) != getattr(old, name)]
+        self._settings = msgspec.structs.replace(new, **{name: getattr(old, name) for name in _NEEDS_RESTART})
+        self._guard = Guard(new.access)
+        self._reload_succeeded, self._reload_time = True, time.time()
+        self._local.configure(new.models)
+        self._publish()
+        _log.info("the configuration was reloaded%s", f"; {', '.join(waiting)} need a restart" if waiting else "")
+        return waiting
+
+    def _make_server(self) -> Any:
+        # Not before workers have their snapshot: these imports take 0.2 s.
+        from llm_router.admin import models, monitoring, reload
+        from llm_router.admin.application import Entry, build
+        from llm_router.admin.server import Server
+
+        routes = [
+            *monitoring.routes(
+                self,
+                version=__version__,
+                metrics_path=self._settings.metrics.endpoint,
+                health_path=self._settings.health.endpoint,
+                now=time.time,
+            ),
+            *models.routes(self._local),
+            *reload.routes(self.reload),
+        ]
+        entries = {
+            socket.socket(fileno=fd): entry
+            for name, entry in (
+                ("monitoring_fd", Entry.MONITORING),
+                ("cli_fd", Entry.CLI),
+                ("forward_fd", Entry.FORWARD),
+            )
+            if (fd := self._child.spec.payload[name]) >= 0
+        }
+        return Server(build(routes, lambda: self._guard), entries)
+
+    # -- news -------------------------------------------------------------------------------------------------
+
+    def _take_state(self, state: SupervisorState) -> None:
+        self._local.take_state(state, is_first=not self._has_state)
+        self._has_state = True
+        self._health.forget()
+        self._look_whether_initialized()
+        self._change()
+
+    def _take_facts(self, facts: list[Fact]) -> None:
+        for fact in facts:
+            self._watch.saw(fact)
+
+    @property
+    def _is_first_start(self) -> bool:
+        return all(child.restarts == 0 for child in self._orders.state.of_role("control"))
+
+    def _change(self) -> None:
+        """The table may be another one: publish it, once for all changes of this turn of the loop."""
+        if not self._publish_due:
+            self._publish_due = True
+            self._loop.call_soon(self._publish)
+
+    def _publish(self) -> None:
+        self._publish_due = False
+        self._look_whether_initialized()
+        self._table = routing_table(self._settings, self._local.extra(), self._local.addresses())
+        self._watch.follow(self._table.backends)
+        self._health.forget()
+        settings = self._settings
+        models, backends = admitted(self._table)
+        snapshot = Snapshot(
+            version=self._snapshot.version,
+            table=self._table,
+            access=settings.access,
+            front=settings.front,
+            ready=self.readiness()[0],
+            draining=self._orders.state.draining,
+            admitted_models=models,
+            admitted_backends=backends,
+            tls_cert_file=settings.server.tls_cert,
+            tls_key_file=settings.server.tls_key,
+            monitoring_paths=(settings.metrics.endpoint, settings.health.endpoint),
+        )
+        if snapshot != self._snapshot or not snapshot.version:
+            self._snapshot = msgspec.structs.replace(snapshot, version=snapshot.version + 1)
+            self._snapshots.publish(self._snapshot)
+
+    def _look_whether_initialized(self) -> None:
+        """Once every worker and every configured model had its chance, the router is there; say so on stdout."""
+        workers = self._orders.state.of_role("worker")
+        if self._is_initialized or self._local.is_loading or not self._is_serving:
+            return
+        if len(workers) < self._plan.workers or any(child.state == "starting" for child in workers):
+            return
+        self._is_initialized = True
+        self._health.forget()
+        self._change()
+        if self._plan.banner and self._is_first_start:
+            ports = {"{port}": self._plan.port, "{metrics_port}": self._plan.metrics_port}
+            banner = self._plan.banner
+            for placeholder, port in ports.items():
+                banner = banner.replace(placeholder, str(port))
+            self._spawn(self._announce(banner))
+
+    async def _announce(self, text: str) -> None:
+        with contextlib.suppress(OrderRefused):  # nobody reads stdout
+            await self._orders.announce(text)
+
+    # -- levels -----------------------------------------------------------------------------------------------
+
+    def _workers(self) -> dict[str, bool]:
+        """Every worker, and whether it is up: ready, with a fresh heartbeat."""
+        now, found = time.monotonic(), {f"worker-{index}": False for index in range(self._plan.workers)}
+        for child in self._orders.state.of_role("worker"):
+            beat_at = self._child.board.read(worker_row(int(child.name.rpartition("-")[2])))
+            found[child.name] = child.state == "ready" and now - beat_at < _WORKER_STALE_S
+        return found
+
+    def _pids(self) -> dict[str, int]:
+        pids = {"supervisor": os.getppid(), "control": os.getpid()}
+        for child in self._orders.state.children:
+            if child.pid and child.role != "control":
+                pids[runner_backend(child.name) if child.role == "runner" else child.name] = child.pid
+        return pids
+
+    def _levels(self) -> Levels:
+        known = {backend.name: self._watch.is_up(backend.name) for backend in self._table.backends}
+        remote = [
+            LoadedModel(model.name, "remote", "remote")
+            for model in self._table.models
+            if any(known.get(name) for name in self._remote_backends(model))
+        ]
+        return Levels(
+            version=__version__,
+            pids=self._pids(),
+            workers=self._workers(),
+            backends={name: is_up for name, is_up in known.items() if is_up is not None},
+            models=(*self._local.loaded(), *remote),
+            reload_succeeded=self._reload_succeeded,
+            reload_time=self._reload_time,
+        )
+
+    def _remote_backends(self, model: ModelSpec) -> list[str]:
+        return [d.backend for d in model.deployments if d.backend != runner_backend(model.name)]
+
+    def _health_inputs(self) -> Inputs:
+        machine = {
+            (reading.family.name, reading.labels): reading.value for reading in self._measurements.machine.readings()
+        }
+        uses = {name: self._measurements.processes.use(pid) for name, pid in self._pids().items()}
+        ours = [use for name, use in uses.items() if use is not None and not name.startswith("runner-")]
+        workers = self._workers()
+        disk = self._plan.data_dir
+        return Inputs(
+            is_initialized=self._is_initialized,
+            models=tuple(self._model_state(model) for model in self._table.models),
+            workers_up=sum(workers.values()),
+            workers_wanted=self._plan.workers,
+            runners={child.name: child.state for child in self._orders.state.of_role("runner")},
+            cpu_ratio=machine.get(("llm_router_system_cpu_usage_ratio", ())),
+            memory_used_bytes=machine.get(("llm_router_system_memory_usage_bytes", ())),
+            memory_limit_bytes=machine.get(("llm_router_system_memory_limit_bytes", ())),
+            disk_ratio=machine.get(("llm_router_system_disk_usage_ratio", (disk,))),
+            disk_path=disk,
+            rss_bytes=sum(use.resident_bytes for use in ours),
+            heap_bytes=sum(use.heap_bytes or 0.0 for use in ours),
+            runner_bytes=sum(
+                u.resident_bytes for name, u in uses.items() if u is not None and name.startswith("runner-")
+            ),
+            engine="llama.cpp" if self._local.addresses() else "",
+        )
+
+    def _model_state(self, model: ModelSpec) -> ModelState:
+        """A model serves while its runner is ready, or a remote backend of it is not known to be down."""
+        address = self._local.addresses().get(model.name)
+        if (address is not None and address.is_ready) or any(
+            self._watch.is_up(name) is not False for name in self._remote_backends(model)
+        ):
+            return ModelState(name=model.name, state="loaded")
+        if failure := self._local.failure(model.name):
+            return ModelState(name=model.name, state="failed", error=failure)
+        if address is not None or self._local.is_loading:
+            return ModelState(name=model.name, state="loading")
+        if remote := self._remote_backends(model):
+            return ModelState(name=model.name, state="down", error=f"no backend of it is up ({', '.join(remote)})")
+        return ModelState(name=model.name, state="unloaded")
+
+    def _resident_bytes(self, pid: int) -> float | None:
+        use = self._measurements.processes.use(pid)
+        return use.resident_bytes if use is not None else None
+
+    # -- tasks --------------------------------------------------------------------------------------------------
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task for as long as control lives: if it fails, control ends, and the supervisor starts it again."""
+        task = self._loop.create_task(work)
+        task.add_done_callback(self._kept_ended)
+        return task
+
+    def _kept_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.critical("control cannot go on", exc_info=error)
+            os._exit(1)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task that control waits for at its end."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._spawned_ended)
+        return task
+
+    def _spawned_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a fault of control itself", exc_info=error)
+            self._measurements.error("internal")
+
+    def _post(self, step: Callable[[], None]) -> None:
+        """From the lifeline's thread into the loop."""
+        self._loop.call_soon_threadsafe(step)
+
+    async def _tick(self) -> None:
+        due = self._loop.time() + TICK_S
+        while True:
+            self._child.beat()
+            await asyncio.sleep(max(0.0, due - self._loop.time()))
+            now = self._loop.time()
+            self._measurements.late(max(0.0, now - due))
+            self._measurements.collections.flush()
+            due = now + TICK_S
+
+    def _reload_quietly(self) -> None:
+        with contextlib.suppress(ConfigError):  # logged, and shown by config_last_reload_successful
+            self.reload()
+
+    def _abandon(self) -> None:
+        """The supervisor is gone: stop listening at once and leave."""
+        self._server.close_listeners()
+        self._stopping.set()
+
+
+async def _run(child: Child, settings: Settings, reload: Callable[[], Settings]) -> None:
+    await Control(child, settings, reload).run()
+
+
+def main() -> None:
+    """`python -m llm_router.processes.control --spec-fd N`; the supervisor starts it."""
+    child = Child.from_argv()
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s control %(name)s: %(message)s"
+    )
+    plan = child.spec.plan
+
+    def read() -> Settings:
+        settings = load(plan.config_path or None, os.environ, plan.overrides)
+        check_exposure(settings)
+        return settings
+
+    try:
+        settings = read()
+    except RouterError as error:
+        _log.error("the configuration cannot be used: %s", error)
+        sys.exit(EXIT_REFUSED)
+    gc.freeze()  # what was imported lives as long as the process: collections need not look at it
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run(child, settings, read))
+
+
+if __name__ == "__main__":
+    main()

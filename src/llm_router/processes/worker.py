@@ -1,0 +1,215 @@
+"""The data plane: one process that answers requests on its own listening socket.
+
+Composition root: ties front, core, router and connections to the supervisor (heartbeat, lifeline) and to control
+(snapshots in, facts out). A worker needs control for news only; without it, it serves on with the last snapshot.
+Not for: anything slow or large. It imports no YAML, numpy, SQL or Starlette; a test asserts that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import random
+import socket
+import sys
+import time
+from collections.abc import Callable
+
+import uvloop
+
+from llm_router import families
+from llm_router.backends.connections import SWEEP_S, Connections
+from llm_router.gateway.core import Core
+from llm_router.gateway.forward import Forwarder, control_pool
+from llm_router.gateway.front import Front
+from llm_router.instruments import Instruments
+from llm_router.observe.metrics.slots import Segment, Writer
+from llm_router.processes.board import CONTROL_ROW
+from llm_router.processes.child import Child
+from llm_router.processes.garbage import Collections
+from llm_router.processes.listen import BACKLOG
+from llm_router.processes.snapshot import BackendSeen, Snapshot, SnapshotClient
+from llm_router.routing.router import Router
+
+_ORPHAN_S = 3.0
+"""Seconds that replies in flight get when the supervisor is gone; 4 s after that moment the process ends anyway."""
+
+_LAST_REPLIES_S = 1.0
+"""Seconds for replies that are written but not yet taken by their clients."""
+
+
+class Worker:
+    """One worker from its first snapshot to its last request. Lives in the loop it was made in."""
+
+    def __init__(self, child: Child) -> None:
+        self._child = child
+        self._loop = asyncio.get_running_loop()
+        self._stopped = asyncio.Event()
+        spec = child.spec
+        segment = Segment.attach(spec.segments[0][1], writable=True)
+        self._writer = Writer(segment, families.FAMILIES, dropped=families.SERIES_DROPPED)
+        self._instruments = Instruments(self._writer)
+        self._lag = self._writer.histogram(families.EVENT_LOOP_LAG, spec.name)
+        self._collections = Collections(self._writer, spec.name)
+        self._connections = Connections(self._instruments)
+        self._router = Router(
+            open_backend=self._connections.open,
+            close_backend=self._connections.retire,
+            on_backend=self._report_backend,
+            clock=time.monotonic,
+            rng=random.Random(),
+        )
+        self._control = control_pool(spec.plan.forward_path)
+        self._core: Core | None = None
+        self._draining: asyncio.Task[None] | None = None
+        self._front: Front | None = None
+        self._servers: list[asyncio.Server] = []
+        self._news = SnapshotClient(spec.plan.snapshot_path, self._apply)
+
+    async def run(self) -> None:
+        """Serve until told to drain, or until the supervisor is gone."""
+        self._child.watch(on_drain=lambda: self._post(self._drain), on_orphaned=lambda: self._post(self._abandon))
+        self._collections.start()
+        ticking = asyncio.create_task(self._tick())
+        try:
+            async with self._news:
+                await self._stopped.wait()
+        finally:
+            ticking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await ticking
+            self._collections.stop()
+            self._close_listeners()
+            if self._front is not None:
+                self._front.abort()
+            await self._connections.aclose()
+            await self._control.aclose()
+
+    # -- news ------------------------------------------------------------------------------------------
+
+    def _apply(self, snapshot: Snapshot) -> None:
+        """Called with each snapshot, in the loop."""
+        self._router.update(snapshot.table)
+        admitted = set(snapshot.admitted_models)
+        self._instruments.admit(
+            (model.name, self._router.strategy_of(model.name))
+            for model in snapshot.table.models
+            if model.name in admitted
+        )
+        if self._core is None:
+            self._open(snapshot)
+        else:
+            self._core.allow(snapshot.access)
+
+    def _open(self, snapshot: Snapshot) -> None:
+        """The first snapshot: begin to listen."""
+        control_age = self._control_age
+        self._core = Core(
+            self._router,
+            self._instruments,
+            access=snapshot.access,
+            forward=Forwarder(self._control, control_age),
+            monitoring_paths=frozenset(snapshot.monitoring_paths),
+            clock=time.monotonic,
+        )
+        self._front = Front(self._core, self._core.refuse, snapshot.front, self._instruments, loop=self._loop)
+        self._opening = self._loop.create_task(self._listen(snapshot))
+
+    async def _listen(self, snapshot: Snapshot) -> None:
+        assert self._front is not None
+        context = snapshot.tls_context()
+        for fd in self._child.spec.listen_fds:
+            sock = socket.socket(fileno=fd)
+            sock.setblocking(False)
+            server = await self._loop.create_server(
+                self._front.protocol_factory,
+                sock=sock,
+                ssl=context,
+                backlog=BACKLOG,
+                ssl_handshake_timeout=None if context is None else snapshot.front.header_timeout_s,
+            )
+            self._servers.append(server)
+        self._child.report({"event": "ready"})
+
+    def _control_age(self) -> float:
+        return time.monotonic() - self._child.board.read(CONTROL_ROW)
+
+    def _report_backend(self, name: str, is_up: bool) -> None:
+        self._news.send_fact(BackendSeen(name, is_up))
+
+    # -- time ------------------------------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        """Heartbeat, loop lag and every deadline of the upstream side, ten times a second."""
+        due = time.monotonic() + SWEEP_S
+        while True:
+            self._child.beat()
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            now = time.monotonic()
+            self._lag.observe(max(0.0, now - due))
+            self._collections.flush()
+            await self._connections.sweep(now)
+            self._control.sweep(now)
+            due = now + SWEEP_S
+
+    # -- the end ---------------------------------------------------------------------------------------
+
+    def _post(self, step: Callable[[], None]) -> None:
+        """From the lifeline's thread into the loop."""
+        self._loop.call_soon_threadsafe(step)
+
+    def _drain(self) -> None:
+        if self._core is None or self._front is None:
+            self._stopped.set()
+            return
+        if self._draining is None:
+            self._draining = self._loop.create_task(self._finish(self._core, self._front))
+
+    async def _finish(self, core: Core, front: Front) -> None:
+        """Inferences in flight end, while new ones and probes are told 503; then nothing listens any more."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._child.spec.plan.drain_s):
+                await core.drain()
+        self._close_listeners()
+        await front.drain(_LAST_REPLIES_S)
+        self._stopped.set()
+
+    def _close_listeners(self) -> None:
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+
+    def _abandon(self) -> None:
+        """The supervisor is gone: stop listening at once, give replies in flight three seconds."""
+        self._close_listeners()
+        if self._front is None:
+            self._stopped.set()
+        else:
+            self._leaving = self._loop.create_task(self._leave(self._front))
+
+    async def _leave(self, front: Front) -> None:
+        await front.drain(_ORPHAN_S)
+        self._stopped.set()
+
+
+async def _run(child: Child) -> None:
+    await Worker(child).run()
+
+
+def main() -> None:
+    """`python -m llm_router.processes.worker --spec-fd N`; the supervisor starts it."""
+    child = Child.from_argv()
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format=f"%(asctime)s %(levelname)s {child.spec.name} %(name)s: %(message)s",
+    )
+    gc.freeze()  # what was imported lives as long as the process: collections need not look at it
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run(child))
+
+
+if __name__ == "__main__":
+    main()
