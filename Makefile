@@ -22,7 +22,7 @@ UV_COMPILE = env -u PIP_FIND_LINKS -u PIP_INDEX_URL -u PIP_EXTRA_INDEX_URL -u UV
 	--python-version 3.11 --no-emit-index-url --quiet --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help serve install test check lock bench bench-peers clean test-tools
+.PHONY: help serve install test check soak fuzz lock bench bench-peers clean test-tools
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,12 @@ check: $(VENV)/.test ## style, types, layers: what needs no running program
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+soak: $(VENV)/.test ## load and random kills for a long time (SOAK_S seconds, 600; SEED repeats a run)
+	@PYTHONPATH=$(CURDIR)/src SOAK_S=$(or $(SOAK_S),600) $(BIN)/python -m pytest -s --timeout 0 tests/acceptance/test_soak.py
+
+fuzz: $(VENV)/.test ## property tests with thirty times as many examples, other ones in each run
+	@PYTHONPATH=$(CURDIR)/src HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest $(PYTEST_ARGS) --timeout 0 -m hypothesis
 
 bench: $(VENV)/.test ## measure the gateway beside nginx and the bare backend
 	@WANTED="nginx wrk" sh tests/tools.sh

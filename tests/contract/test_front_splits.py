@@ -14,6 +14,7 @@ from llm_router.gateway.front import Front, FrontSettings
 from llm_router.signals import NoRecorder
 from support.aio import run
 from support.fronts import MemoryTransport, echo, refuse, settled
+from support.fuzz import examples
 
 BOUNDS = FrontSettings(max_body_bytes=300, max_header_bytes=400, max_headers=10, max_target_bytes=100)
 
@@ -93,7 +94,7 @@ def test_every_cut_of_a_message_gives_the_same_reply(name: str) -> None:
     run(main(), timeout_s=50)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=examples(150))
 @given(st.data())
 def test_random_cuts_of_several_messages_give_the_same_replies(data: st.DataObject) -> None:
     """Messages one after the other in one connection, cut anywhere."""
@@ -126,7 +127,7 @@ GARBAGE = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=examples(400))
 @given(GARBAGE, st.lists(st.integers(1, 600), max_size=4))
 def test_garbage_never_hangs_or_crashes(garbage: bytes, places: Sequence[int]) -> None:
     """Every connection gets replies and, once the deadlines are over, a reply or an end."""

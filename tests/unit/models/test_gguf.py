@@ -16,7 +16,7 @@ from llm_router.errors import BadModelFile
 from llm_router.models.gguf import Header, read_header
 from support.gguf import PAIRS, TENSORS, model, text
 
-ANY_PATH = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=2000)
+ANY_PATH = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def write(tmp_path: Path, data: bytes) -> Path:

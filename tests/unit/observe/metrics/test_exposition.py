@@ -21,6 +21,7 @@ from llm_router import families
 from llm_router.observe.metrics.exposition import Renderer, escape_label, format_value, negotiate, render, render_json
 from llm_router.observe.metrics.slots import Collected, Exemplar, FamilyRows, Reader, Row, Segment, Writer
 from llm_router.signals import Family, Reading, View
+from support.fuzz import examples
 from support.tools import require
 
 REQUESTS = Family("requests_total", "counter", ("model", "status"), 'Requests, "all"\nof\\them.')
@@ -139,7 +140,7 @@ labels = st.text(st.characters(codec="utf-8", exclude_characters="\x0b\x0c\r\x1c
 numbers = st.floats(0, 1e12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(
     counters=st.dictionaries(st.tuples(labels, labels), numbers, max_size=5),
     histograms=st.dictionaries(labels, st.lists(st.integers(0, 10**9), min_size=3, max_size=3), max_size=4),

@@ -21,6 +21,7 @@ from llm_router.observe.metrics.slots import (
     width_of,
 )
 from llm_router.signals import OTHER, Family, Reading
+from support.fuzz import examples
 
 REQUESTS = Family("requests_total", "counter", ("model",), "Requests.", cap=3)
 SECONDS = Family("seconds", "histogram", ("model",), "Seconds.", (0.5, 1.0, 2.0), "seconds", cap=3)
@@ -436,5 +437,5 @@ class SlotsAgainstDict(RuleBasedStateMachine):
         assert width_of(SECONDS) == 5
 
 
-SlotsAgainstDict.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+SlotsAgainstDict.TestCase.settings = settings(max_examples=examples(40), stateful_step_count=40)
 TestSlotsAgainstDict = SlotsAgainstDict.TestCase

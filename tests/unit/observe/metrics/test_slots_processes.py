@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from llm_router.observe.metrics.slots import Reader, Segment
 from support import slot_processes as sp
+from support.fuzz import examples
 from support.wait import until
 
 N = 400
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(8), suppress_health_check=[HealthCheck.too_slow])
 @given(seeds=st.tuples(*[st.integers(0, 10**6)] * 3), kill_after=st.integers(0, N - 1))
 def test_totals_are_those_of_a_plain_dict_with_a_writer_killed_and_replaced(
     seeds: tuple[int, int, int], kill_after: int
