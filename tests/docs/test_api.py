@@ -1,0 +1,258 @@
+"""The API reference is true: endpoints, headers, error codes with their status, and the examples' shapes."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import pkgutil
+import random
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+import llm_router
+from llm_router.accounts.access import AccessSettings
+from llm_router.admin import models, monitoring, reload
+from llm_router.admin.models import LocalModel
+from llm_router.errors import RouterError
+from llm_router.gateway import core, openai
+from llm_router.gateway.core import Core
+from llm_router.gateway.front import INTERNAL_ERROR
+from llm_router.gateway.generate import Generated, failure, success
+from llm_router.observe.health import Health, Inputs, ModelState
+from llm_router.routing.router import Router
+from llm_router.routing.table import ModelSpec
+from llm_router.signals import NoRecorder
+
+SOURCES = Path(llm_router.__file__).parent
+REFERENCE = (Path(__file__).parents[2] / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
+
+
+def table(first: str) -> list[list[str]]:
+    """The cells of every row of the table whose first column has this heading."""
+    _, found, rest = REFERENCE.partition(f"\n| {first} |")
+    assert found, first
+    rows = rest.partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def coded(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def examples() -> list[Any]:
+    """Every JSON block, decoded."""
+    return [json.loads(block) for block in re.findall(r"```json\n(.*?)```", REFERENCE, re.DOTALL)]
+
+
+def example(key: str) -> Any:
+    """The one example that has this key at its top."""
+    (found,) = (value for value in examples() if key in value)
+    return found
+
+
+def shape(value: Any) -> Any:
+    """The keys of a document, at every depth."""
+    return {key: shape(inner) for key, inner in value.items()} if isinstance(value, dict) else None
+
+
+# -- endpoints ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Core:
+    async def forward(*_: object) -> int:
+        return 200
+
+    router = Router(
+        open_backend=lambda spec: cast("Any", spec),
+        close_backend=lambda backend: None,
+        on_backend=lambda name, is_up: None,
+        clock=time.monotonic,
+        rng=random.Random(1),
+    )
+    return Core(router, NoRecorder(), access=AccessSettings(), forward=forward, clock=time.monotonic)
+
+
+def control_endpoints() -> set[str]:
+    routes = [
+        *monitoring.routes(
+            cast("Any", None), version="", metrics_path="/metrics", health_path="/health", now=time.time
+        ),
+        *models.routes(cast("Any", None)),
+        *reload.routes(list),
+    ]
+    return {f"{method} {route.path}" for route in routes for method in (route.methods or set()) - {"HEAD"}}
+
+
+def test_every_endpoint_is_listed(gateway: Core) -> None:
+    """And nothing is listed that neither a worker nor control serves."""
+    own = {f"{method} {path}" for path, (method, _) in gateway._routes.items()} | {"GET /v1/models/{id}"}
+    assert {coded(cells[0])[0] for cells in table("endpoint")} == own | control_endpoints()
+
+
+def test_every_endpoint_has_the_route_that_metrics_show(gateway: Core) -> None:
+    """As the core labels it."""
+    for endpoint, _, route, _ in table("endpoint"):
+        path = coded(endpoint)[0].partition(" ")[2]
+        assert gateway._find(path)[0] == coded(route)[0]
+
+
+def test_the_port_column_says_who_serves_it() -> None:
+    """What control serves is there on both ports."""
+    for endpoint, port, _, _ in table("endpoint"):
+        assert port == ("both" if coded(endpoint)[0] in control_endpoints() else "API")
+
+
+def test_the_worker_forwards_only_what_control_serves() -> None:
+    """A path of its own in the forwarded list would promise an endpoint that is not there."""
+    assert {f"GET {path}" for path in core._FORWARDED_PATHS} <= control_endpoints()
+
+
+def test_the_index_lists_the_same() -> None:
+    """`GET /`, but for itself."""
+    index = monitoring._INDEX.format(version="", metrics="/metrics ", health="/health ")
+    found = {f"{method} {path}" for method, path in re.findall(r"^  (GET|POST) +(\S+)", index, re.MULTILINE)}
+    assert found == {coded(cells[0])[0] for cells in table("endpoint")} - {"GET /", "GET /v1/models/{id}"}
+
+
+# -- headers --------------------------------------------------------------------------------------------
+
+
+def test_every_header_of_ours_is_listed() -> None:
+    """Those that a page of another origin may read, which are those that we set, and Allow."""
+    from llm_router.accounts.access import _EXPOSED
+
+    exposed = {name.strip() for name in _EXPOSED.decode().split(",")}
+    assert {coded(cells[0])[0] for cells in table("reply header")} == exposed | {"allow"}
+    source = "".join(path.read_text(encoding="utf-8") for path in (SOURCES / "gateway").glob("*.py"))
+    assert {
+        name for name in re.findall(r'b"(x-llm-router-[a-z-]+)"', source) if name != "x-llm-router-client"
+    } <= exposed
+
+
+# -- errors ---------------------------------------------------------------------------------------------
+
+
+def literals(node: ast.expr) -> Iterator[str]:
+    """The strings that an expression may come to, seen from outside."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value:
+        yield node.value
+    elif isinstance(node, ast.IfExp):
+        yield from literals(node.body)
+        yield from literals(node.orelse)
+
+
+def codes_in_calls() -> Iterator[tuple[str, int | None]]:
+    """Each `code="..."` of a call anywhere in the sources, with the status of that call where it is plain."""
+    for path in SOURCES.rglob("*.py"):
+        if path.name == "testing.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                given = {keyword.arg: keyword.value for keyword in node.keywords}
+                if "code" in given:
+                    status = given.get("status", ast.Constant(400))
+                    name = node.func.id if isinstance(node.func, ast.Name) else ""
+                    plain = name == "InvalidRequest" and isinstance(status, ast.Constant)
+                    for code in literals(given["code"]):
+                        yield code, cast("int", cast("ast.Constant", status).value) if plain else None
+
+
+def classes(root: type[RouterError] = RouterError) -> Iterator[type[RouterError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from classes(child)
+
+
+def test_every_error_code_is_listed_with_its_status() -> None:
+    """Those of the classes, those of the call sites, and no other."""
+    for module in pkgutil.walk_packages(llm_router.__path__, "llm_router."):  # so that every class is there
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    of_cli = {coded(cells[0])[0] for cells in table("code of the command line")}
+    expected: dict[str, set[int]] = {}
+    for kind in classes():
+        if kind.__module__.startswith("llm_router"):
+            expected.setdefault(kind.code, set()).add(kind.status)
+    for code, status in codes_in_calls():
+        expected.setdefault(code, set()).update(() if status is None else (status,))
+    expected.setdefault(json.loads(INTERNAL_ERROR)["error"]["code"], set()).add(500)
+    found = {coded(code)[0]: {int(part) for part in status.split(",")} for code, status, _ in table("code")}
+    assert of_cli <= set(expected)
+    assert found == {code: statuses for code, statuses in expected.items() if code not in of_cli}
+
+
+def test_every_error_says_when() -> None:
+    """In a sentence, once."""
+    rows = table("code") + table("code of the command line")
+    assert all(cells[-1].endswith(".") for cells in rows)
+    assert len({cells[0] for cells in rows}) == len(rows)
+
+
+def test_error_types_follow_the_status() -> None:
+    """As openai's client maps them to its classes."""
+    found = {
+        int(status): coded(kind)[0]
+        for kind, statuses in table("error type")
+        if statuses[0].isdigit()
+        for status in statuses.split(",")
+    }
+    assert found == openai._TYPES
+
+
+def test_a_fault_of_the_front_is_an_error_like_any_other() -> None:
+    """Its body is made beforehand, as whatever makes bodies may be what failed."""
+    usual = json.loads(openai.error_object(RouterError("x"), "1"))["error"]
+    fault = json.loads(INTERNAL_ERROR)["error"]
+    assert {**usual, "message": ""} == {**fault, "message": "", "request_id": "1"}
+
+
+# -- examples -------------------------------------------------------------------------------------------
+
+
+def test_the_health_example_has_the_shape_of_a_report() -> None:
+    """Every key at every depth, and the checks by name."""
+    name = "smollm2-135m-instruct"
+    inputs = Inputs(
+        is_initialized=True,
+        models=(ModelState(name=name, state="loaded"),),
+        workers_up=1,
+        workers_wanted=1,
+        runners={name: "ready"},
+        cpu_ratio=0.125,
+        memory_used_bytes=2.0,
+        memory_limit_bytes=8.0,
+        disk_ratio=0.5,
+        disk_path="/var/lib/llm-router",
+        engine="llama.cpp",
+        environment="production",
+    )
+    report = Health(
+        lambda: inputs, version="0.1.0", started_at=0.0, monotonic=lambda: 10.0, now=lambda: 1757120400.0
+    ).report()
+    shown, real = example("checks"), report.document()
+    assert shape(shown) == shape(real)
+    for check, document in real["checks"].items():
+        assert {**shown["checks"][check], "duration": 0.0} == {**document, "duration": 0.0}
+    assert shown["timestamp"] == real["timestamp"]
+    draft = REFERENCE.partition("draft-inadarei-api-health-check:")[2].partition(".\n")[0]
+    assert set(coded(draft)) - {"pass", "warn", "fail"} == set(report.ietf())
+
+
+def test_the_other_examples_have_the_shape_of_what_is_sent() -> None:
+    """Errors, the envelope of /api/generate, models."""
+    shapes = [shape(value) for value in examples()]
+    for body in (openai.error_object(RouterError("x"), "1"), failure("x", "1")):
+        assert shape(json.loads(body)) in shapes
+    result = Generated("t", 1, "m", 1.0, False, "s", {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0})
+    assert shape(example("metadata")) == shape(json.loads(success(result, "1", 1.0)))
+    assert shape(example("owned_by")) == shape(openai.model_object(ModelSpec(name="m")))
+    assert set(example("size_bytes")) == set(LocalModel.__struct_fields__)
+    assert msgspec.convert(example("size_bytes"), LocalModel).state == "loaded"
