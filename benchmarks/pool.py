@@ -5,8 +5,9 @@
 Every client sends a 2 kB request to the mock backend (a process of its own) and reads the whole 0.66 kB reply, on
 kept connections, one request at a time and 32 at once; then each reads 64 streams of 50 chunks at once, one
 chunk every 10 ms, and CPU per chunk is what counts. Rounds are interleaved; the smallest of each is taken, as what
-disturbs a measurement only ever adds to it; `inf` says that no round had a machine quiet enough. "bare" writes and waits for bytes without looking at them: the part that
-the kernel, uvloop and one future take from every client. All run on uvloop. aiohttp is left out where it is not installed.
+disturbs a measurement only ever adds to it; `inf` says that the machine was quiet enough in no round. "bare" writes
+and waits for bytes without looking at them: the part that the kernel, uvloop and one future take from every
+client. All run on uvloop. aiohttp is left out where it is not installed.
 Unfair to aiohttp: it also does cookies, redirects and decompression. Unfair to us: the streams client does
 nothing but find the length, with no deadlines, bounds, checks or recovery.
 

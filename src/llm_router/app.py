@@ -24,11 +24,12 @@ import msgspec
 
 from llm_router import families
 from llm_router.backends.connections import SWEEP_S, Connections
+from llm_router.backends.openai_compatible import message_in
 from llm_router.chat import Chunk, Endpoint, InferenceRequest
 from llm_router.config import ModelSettings, Settings, load
 from llm_router.errors import BackendRejected, ModelNotFound, RouterError
 from llm_router.gateway.asgi import AsgiFront
-from llm_router.gateway.core import Core, error_type, message_in, take_usage
+from llm_router.gateway.core import Core, error_type, take_usage
 from llm_router.gateway.generate import Generated, chat_body, generated, snake_case
 from llm_router.gateway.openai import read_request
 from llm_router.gateway.sse import StreamWatch, deltas
@@ -199,7 +200,7 @@ class LLMRouter:
         Args:
             spec: the name of a file in the models folder, a path, or all there is to say about the runner.
 
-        Raises: ModelError (BadModelFile, OutOfMemory, RunnerFailed), ModelNotFound.
+        Raises: ModelError (BadModelFile, BadOptions, OutOfMemory, RunnerFailed), ModelNotFound.
         """
         self._demand()
         if not isinstance(spec, RunnerSpec):
@@ -217,11 +218,11 @@ class LLMRouter:
         runners = self._demand()
         if id not in self._addresses:
             raise ModelNotFound(f"model {id!r} is not loaded; loaded are: {', '.join(self._addresses) or 'none'}")
-        await runners.stop(id)
         del self._addresses[id]
         self._loaded.pop(id, None)
         entry = self._known.pop(id)
-        self._route()
+        self._route()  # from now on nobody is sent there; what is in flight may end
+        await runners.stop(id)
         self._emit("model-unloaded", msgspec.structs.replace(entry, status="unloaded"))
 
     async def _start(self, model: ModelSettings) -> None:
@@ -479,6 +480,8 @@ class LLMRouter:
                 counts["remote", "remote"] += 1
         for labels, count in counts.items():
             yield Reading(families.MODELS_LOADED, labels, float(count))
+        for backend, in_use in self._connections.in_use().items():
+            yield Reading(families.UPSTREAM_IN_FLIGHT, (backend,), float(in_use))
 
     def asgi(self) -> AsgiFront:
         """The inference API as an ASGI application, to be mounted into one of yours. Initialize the router first."""

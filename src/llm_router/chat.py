@@ -6,8 +6,13 @@ Not for: the wire words of OpenAI (gateway, backends) or what is measured (signa
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated, Final
 
 import msgspec
+
+NOT_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding foreign bytes may raise. msgspec has an error of its own only for syntax and types: text that is not
+UTF-8, and nesting beyond Python's bound, come as Python's errors."""
 
 
 class Endpoint(StrEnum):
@@ -16,6 +21,10 @@ class Endpoint(StrEnum):
     CHAT = "chat"
     COMPLETION = "completion"
     EMBEDDING = "embedding"
+
+
+TokenCount = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+"""What a backend may say about tokens: a number that a counter can be raised by, exactly."""
 
 
 class Usage(msgspec.Struct, frozen=True):

@@ -43,6 +43,7 @@ class ConfigError(RouterError):
     """
 
     code = "config_error"
+    status = 422  # of a reload; at a start nobody is there to be answered
 
     def __init__(self, key: str, problem: str) -> None:
         super().__init__(f"{key}: {problem}" if key else problem)
@@ -207,6 +208,14 @@ class BackendRejected(BackendError):
         self.retry_after_s = retry_after_s
 
 
+class CannotEmbed(BackendError):
+    """It serves no embeddings. Another backend may; asking this one again will not help."""
+
+    code = "unsupported"
+    status = 400
+    domain = FaultDomain.CALLER
+
+
 class BadReply(BackendError):
     """It answered with something that is not valid HTTP, or not what the protocol promises."""
 
@@ -229,6 +238,12 @@ class BadModelFile(ModelError):
     """The file is no usable GGUF: missing, truncated, corrupt or of another format."""
 
     code = "bad_model_file"
+
+
+class BadOptions(ModelError):
+    """A model cannot be run with such numbers: context, slots, threads, layers."""
+
+    code = "bad_options"
 
 
 class OutOfMemory(ModelError):

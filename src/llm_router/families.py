@@ -115,6 +115,11 @@ ROUTING_DECISIONS = _counter("routing_decisions_total", ("strategy", "model", "r
 ATTEMPTS = _counter("attempts_total", ("backend", "outcome"), "Attempts at a backend, by success or fault domain.")
 RETRIES = _counter("retries_total", ("model", "reason"), "Attempts after the first, at the same model.")
 FALLBACKS = _counter("fallbacks_total", ("model", "reason"), "Requests that left a model for its fallback.")
+UPSTREAM_IN_FLIGHT = _gauge(
+    "upstream_requests_in_flight",
+    ("backend",),
+    "Requests that a backend has been given and has not answered, those waiting for a connection included.",
+)
 BACKEND_UP = _gauge("backend_up", ("backend",), "1 while the backend answers, 0 while it does not; absent if unknown.")
 
 # -- local models -----------------------------------------------------------------------------------

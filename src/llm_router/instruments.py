@@ -26,7 +26,7 @@ class _Http:
     __slots__ = ("duration", "total")
 
     def __init__(self, writer: Writer, method: str, route: str, status: int) -> None:
-        labels = (method if method in _METHODS else OTHER, route, str(status) if 100 <= status <= 599 else OTHER)
+        labels = (method, route, str(status) if 100 <= status <= 599 else OTHER)
         self.total = writer.counter(families.HTTP_REQUESTS, *labels).index
         self.duration = writer.histogram(families.HTTP_REQUEST_DURATION, *labels)
 
@@ -115,7 +115,7 @@ class Instruments:
         key = (record.method, record.route, record.status)
         http = self._http.get(key)
         if http is None:
-            http = self._http[key] = _Http(self._writer, *key)
+            http = self._new_http(*key)
         values[http.total] += 1.0
         duration = http.duration
         values[duration.base + bisect_left(duration.bounds, total_s)] += 1.0
@@ -124,6 +124,14 @@ class Instruments:
             values[self._errors[record.error_type]] += 1.0
         if record.is_inference:
             self._finish_inference(record, now, total_s)
+
+    def _new_http(self, method: str, route: str, status: int) -> _Http:
+        """A method that HTTP does not know is not remembered: under an ASGI server callers may send any word."""
+        key = (method if method in _METHODS else OTHER, route, status)
+        http = self._http.get(key)
+        if http is None:
+            http = self._http[key] = _Http(self._writer, *key)
+        return http
 
     def _finish_inference(self, record: RequestRecord, now: float, total_s: float) -> None:
         values = self._values
@@ -172,8 +180,8 @@ class Instruments:
                 _observe_all(children.gap, record.gaps_s)
 
     def _repeated(self, record: RequestRecord) -> None:
-        for reason in record.retry_reasons:
-            self._writer.counter(families.RETRIES, record.model, reason).inc()
+        for model, reason in record.retry_reasons:
+            self._writer.counter(families.RETRIES, model, reason).inc()
         for model, reason in record.fallback_reasons:
             self._writer.counter(families.FALLBACKS, model, reason).inc()
 

@@ -119,7 +119,7 @@ class RequestRecord:
         self.error_type = ""
         self.cached = False
         self.attempts: list[Attempt] = []
-        self.retry_reasons: tuple[str, ...] = ()
+        self.retry_reasons: tuple[tuple[str, str], ...] = ()  # (model asked again, reason)
         self.fallback_reasons: tuple[tuple[str, str], ...] = ()  # (model fallen back from, reason)
         self.input_tokens = 0
         self.output_tokens = 0

@@ -89,9 +89,10 @@ def backend() -> Iterator[ScriptedBackend]:
 
 def test_both_ports_and_the_socket_tell_the_same(tmp_path: Path, backend: ScriptedBackend) -> None:
     """Health, index, metrics and errors, straight from control or through a worker."""
-    with Serving(tmp_path, remote_config(backend.base_url)) as serving:
+    with Serving(tmp_path, remote_config(backend.base_url), env={"ENVIRONMENT": "staging"}) as serving:
         for on in ("app", "monitoring", "cli"):
             status, health = call(serving, "GET", "/health", on=on)
+            assert health["environment"] == "staging"
             assert (status, health["checks"]["workers"]["details"]) == (200, {"up": 1, "wanted": 1})
             assert health["models"] == {"loaded": 1, "failed": 0, "registry_size": 1}
             assert call(serving, "GET", "/health", on=on, accept="application/health+json")[1]["releaseId"]

@@ -184,7 +184,13 @@ def test_models_load_and_unload_at_run_time(tmp_path: Path) -> None:
             assert (await router.quick("hi", maxTokens=2)).tokens == 2
             gone: list[str] = []
             router.on("model-unloaded", lambda model: gone.append(model.status))
-            await router.unload(NAME)
+            unloading = asyncio.create_task(router.unload(NAME))
+            await asyncio.sleep(0)
+            with pytest.raises(Unavailable, match="not ready"):  # at once, not when the runner has gone
+                await router.quick("hi")
+            with pytest.raises(ModelNotFound, match="not loaded"):
+                await router.unload(NAME)
+            await unloading
             assert gone == ["unloaded"]
             assert [entry.status for entry in router.registry.list()] == ["unloaded"]
             (tmp_path / "models" / "bad.gguf").write_bytes(b"GGUF but not for long")

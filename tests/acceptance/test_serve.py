@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Self
 
 import pytest
 
-from llm_router.testing import Gate, Hold, Pause, ScriptedBackend, framed, json_reply, stream_head
+from llm_router.testing import Gate, Hold, Pause, ScriptedBackend, Stall, framed, json_reply, stream_head
 from support.net import free_port
 from support.serving import SOURCES, Serving, children_of, is_alive, remote_config, rss_bytes
 from support.tools import require
@@ -170,6 +171,39 @@ def test_nothing_is_lost_or_counted_twice_while_workers_are_killed(
         assert set(load.seen) <= {0, 200}
 
 
+def test_no_worker_sends_more_to_a_backend_that_is_busy_with_anothers_request(tmp_path: Path) -> None:
+    """least-loaded with two workers: a second after one of them was given a request that is held, both avoid it."""
+    gate = Gate()
+    with ScriptedBackend() as slow, ScriptedBackend() as fast:
+        slow.always(Hold(gate), OK)
+        fast.always(OK)
+        config = f"""
+backends:
+  - {{name: slow, url: "{slow.base_url}"}}
+  - {{name: fast, url: "{fast.base_url}"}}
+models:
+  - name: m
+    strategy: least-loaded
+    deployments: [{{backend: slow}}, {{backend: fast}}]
+"""
+        with Serving(tmp_path, config, "--workers", "2") as serving:
+            held = threading.Thread(target=chat, args=(serving.port,))
+            held.start()
+            try:
+                slow.wait(lambda b: b.requests)
+                in_flight = "llm_router_upstream_requests_in_flight"
+                until(lambda: serving.scrape().total(in_flight, backend="slow") == 1, 1.0)
+                until_seen = time.monotonic() + 0.5
+                until(lambda: time.monotonic() > until_seen)  # the other worker reads what this one has written
+                # Each on a connection of its own: one worker gets all of them once in 2**39 runs.
+                assert [chat(serving.port) for _ in range(40)] == [200] * 40
+                assert (len(slow.requests), len(fast.requests)) == (1, 40)
+            finally:
+                gate.open()
+                held.join()
+            until(lambda: serving.scrape().total(in_flight) == 0)
+
+
 def test_a_killed_worker_is_replaced_within_a_second(tmp_path: Path, backend: ScriptedBackend) -> None:
     with Serving(tmp_path, remote_config(backend.base_url)) as serving:
         assert chat(serving.port) == 200
@@ -233,6 +267,23 @@ def test_a_stop_lets_replies_in_flight_finish(tmp_path: Path, backend: ScriptedB
         assert statuses == [200]
         assert serving.process.wait(10) == 0
         assert not any(is_alive(pid) for pid in pids)
+
+
+def test_a_request_that_outlasts_the_drain_is_cut_by_the_worker_itself(
+    tmp_path: Path, backend: ScriptedBackend
+) -> None:
+    """So it is counted; a worker that was killed for it could not do that."""
+    backend.always(Stall())
+    config = "server: {drain: 300ms}\n" + remote_config(backend.base_url)
+    with Serving(tmp_path, config) as serving:
+        waiting = threading.Thread(target=chat, args=(serving.port,))
+        waiting.start()
+        backend.wait(lambda b: b.requests)
+        serving.process.terminate()
+        assert serving.process.wait(10) == 0
+        waiting.join()
+        assert "worker-0" in serving.log
+        assert "killed" not in serving.log
 
 
 def test_a_second_instance_in_the_same_folder_is_refused(tmp_path: Path, backend: ScriptedBackend) -> None:
@@ -303,13 +354,14 @@ scrape_configs:
         try:
 
             def query(expression: str) -> float | None:
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
                 try:
-                    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
                     connection.request("GET", f"/api/v1/query?query={expression}")
                     found = json.loads(connection.getresponse().read())["data"]["result"]
-                    connection.close()
                 except (OSError, ValueError, KeyError, http.client.HTTPException):
                     return None
+                finally:
+                    connection.close()
                 return float(found[0]["value"][1]) if found else None
 
             assert until(lambda: query("sum(llm_router_inference_total)"), 20.0, "a scrape") == 3

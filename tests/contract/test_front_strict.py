@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 import struct
-import subprocess
 from pathlib import Path
 from socket import SO_LINGER, SOL_SOCKET
 
@@ -16,6 +15,7 @@ from llm_router.gateway.seam import Request, Responder
 from llm_router.signals import NoRecorder
 from support.aio import run
 from support.fronts import Wire, echo, own_front, settled, still
+from support.tls import self_signed
 
 GET = b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST /v1/x HTTP/1.1\r\nHost: a\r\n"
@@ -761,13 +761,7 @@ def test_a_connection_is_counted_under_the_protocol_it_speaks() -> None:
 
 def test_the_protocol_works_over_tls(tmp_path: Path) -> None:
     """Requests, streams with backpressure, refusals with a body on the way, and leaving clients."""
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"
-    subprocess.run(
-        [*command.split(), "-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)],
-        check=True,
-        capture_output=True,
-    )
+    certificate, key = self_signed(tmp_path)
     server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     server_side.load_cert_chain(certificate, key)
     client_side = ssl.create_default_context(cafile=str(certificate))

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from llm_router.routing.table import BackendSpec, Deployment, ModelSpec, RetrySpec, RoutingTable
@@ -24,8 +25,9 @@ from llm_router.testing import (
     reply,
     stream_head,
 )
-from support.gateway import Gateway, table
+from support.gateway import Answer, Gateway, table
 from support.net import free_port
+from support.wait import until
 
 
 def settled(value: Callable[[], int]) -> int:
@@ -52,7 +54,7 @@ def test_a_backend_that_is_down_is_502_with_retry_after() -> None:
     assert "b0" in answer.json()["error"]["message"]
     assert "127.0.0.1" not in answer.body.decode()
     assert [attempt.outcome for attempt in record.attempts] == ["network"] * 3
-    assert record.retry_reasons == ("unavailable", "unavailable")
+    assert record.retry_reasons == (("m", "unavailable"),) * 2
     assert gateway.seen == [("b0", False)]
 
 
@@ -148,7 +150,7 @@ def test_an_overloaded_deployment_is_left_for_another() -> None:
     with ScriptedBackend() as busy, ScriptedBackend() as free, Gateway(table(busy.base_url, free.base_url)) as gateway:
         busy.always(BUSY)
         assert gateway.chat().headers["x-llm-router-backend"] == "b1"
-        assert gateway.record().retry_reasons == ("overloaded",)
+        assert gateway.record().retry_reasons == (("m", "overloaded"),)
 
 
 def test_a_caller_error_is_never_tried_again() -> None:
@@ -156,6 +158,65 @@ def test_a_caller_error_is_never_tried_again() -> None:
         backend.always(json_reply({"error": {"message": "bad"}}, 400))
         assert gateway.chat().status == 400
         assert len(gateway.record().attempts) == 1
+
+
+def embed(gateway: Gateway) -> Answer:
+    return gateway.request("POST", "/v1/embeddings", {"model": "m", "input": "one two"})
+
+
+@pytest.mark.parametrize("status", [404, 405, 501])
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [
+        (json_reply({"error": {"message": "no pooling here"}}), "no pooling here"),
+        (reply(b"<h1>Not here</h1>", 200, "text/html"), ""),
+    ],
+)
+def test_a_backend_that_cannot_embed_is_a_clear_400(status: int, page: bytes, said: str) -> None:
+    with ScriptedBackend() as backend, Gateway(table(backend.base_url)) as gateway:
+        backend.always(page.replace(b" 200 ", b" %d " % status, 1))
+        answer = embed(gateway)
+        record = gateway.record()
+    error = answer.json()["error"]
+    assert (answer.status, error["code"], error["type"]) == (400, "unsupported", "invalid_request_error")
+    assert f"backend 'b0': cannot embed (it answered {status}" in error["message"]
+    assert said in error["message"]
+    assert [attempt.outcome for attempt in record.attempts] == ["caller"]
+    assert record.error_type == "rejected"
+
+
+def test_a_backend_that_can_embed_is_asked_after_one_that_cannot() -> None:
+    with ScriptedBackend() as chats, ScriptedBackend() as embeds:
+        chats.always(json_reply({"error": {"message": "no pooling here"}}, 501))
+        with Gateway(table(chats.base_url, embeds.base_url)) as gateway:
+            assert embed(gateway).headers["x-llm-router-backend"] == "b1"
+            assert gateway.record().retry_reasons == (("m", "unsupported"),)
+
+
+def test_a_backend_that_is_known_not_to_embed_is_not_asked() -> None:
+    with ScriptedBackend() as chats, ScriptedBackend() as embeds:
+        routing = table(chats.base_url, embeds.base_url)
+        first, second = routing.backends
+        first = msgspec.structs.replace(first, embeddings=False)
+        with Gateway(msgspec.structs.replace(routing, backends=(first, second))) as gateway:
+            answers = [embed(gateway) for _ in range(4)]
+            records = gateway.records(4)
+        assert [answer.headers["x-llm-router-backend"] for answer in answers] == ["b1"] * 4
+        assert [len(record.attempts) for record in records] == [1] * 4
+        alone = msgspec.structs.replace(routing.models[0], deployments=routing.models[0].deployments[:1])
+        with Gateway(msgspec.structs.replace(routing, models=(alone,), backends=(first, second))) as gateway:
+            answer = embed(gateway)
+    assert (answer.status, answer.json()["error"]["code"]) == (400, "unsupported")
+    assert chats.requests == []
+
+
+def test_what_a_backend_does_not_implement_is_not_tried_again() -> None:
+    with ScriptedBackend() as backend, Gateway(table(backend.base_url)) as gateway:
+        backend.always(json_reply({"error": {"message": "not in this build"}}, 501))
+        answer = gateway.chat()
+        record = gateway.record()
+    assert (answer.status, len(record.attempts)) == (501, 1)
+    assert record.attempts[0].outcome == "caller"
 
 
 def test_server_errors_are_tried_again_within_the_budget() -> None:
@@ -227,7 +288,7 @@ def test_least_loaded_avoids_the_deployment_that_is_at_work() -> None:
         for caller in callers:  # equals take turns: one of the two is held
             caller.start()
         slow.wait(lambda b: b.requests)
-        fast.wait(lambda b: b.requests)
+        until(lambda: gateway.recorder.finished, what="the end of the request that is not held")
         others = [gateway.chat().headers["x-llm-router-backend"] for _ in range(4)]
         gate.open()
         for caller in callers:

@@ -95,12 +95,13 @@ def test_a_failure_is_one_inference_and_one_error(outcome: str) -> None:
         output_tokens=0,
         input_tokens=0,
         usage_source="none",
-        retry_reasons=("unavailable",),
+        retry_reasons=(("first", "timeout"), ("m", "unavailable")),
         fallback_reasons=(("first", "unavailable"),),
     )
     metrics.instruments.finish(failed, 101.0)
     assert metrics.value(families.INFERENCE, "m", "round-robin", outcome, "false") == 1
     assert metrics.value(families.ERRORS, "unreachable", "backend", "error") == 1
+    assert metrics.value(families.RETRIES, "first", "timeout") == 1
     assert metrics.value(families.RETRIES, "m", "unavailable") == 1
     assert metrics.value(families.FALLBACKS, "first", "unavailable") == 1
     assert "tokens_per_second" not in metrics.moved()
@@ -144,3 +145,15 @@ def test_connections_are_counted_while_open_and_observed_when_closed() -> None:
     metrics.instruments.connection_closed("client", "http", 2.5)
     assert metrics.value(families.ACTIVE_CONNECTIONS, "client", "http") == 0
     assert metrics.value(families.CONNECTION_DURATION, "client", "http") == 1
+
+
+def test_methods_that_http_does_not_know_are_neither_labels_nor_remembered() -> None:
+    """Under an ASGI server a caller may send any word."""
+    metrics = Metrics()
+    for number in range(100):
+        metrics.instruments.begin()
+        record = RequestRecord(f"WORD{number}", "/v1/models", f"r-{number}", 1.0)
+        record.status = 405
+        metrics.instruments.finish(record, 2.0)
+    assert metrics.value(families.HTTP_REQUESTS, "__other__", "/v1/models", "405") == 100
+    assert len(metrics.instruments._http) == 1

@@ -7,6 +7,7 @@ what is checked. Not for: sockets (server.py) or any particular route (monitorin
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import uuid
 from collections.abc import Callable, Sequence
@@ -23,14 +24,23 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llm_router.accounts.access import Guard
+from llm_router.chat import NOT_JSON
 from llm_router.errors import InvalidRequest, RouterError
-from llm_router.gateway.openai import error_object
+from llm_router.gateway.openai import error_object, unreadable
 
 MAX_BODY_BYTES: Final = 1024 * 1024
 """Admin requests are a name and some options."""
 
 BODY_TIMEOUT_S: Final = 10.0
 """A body of that size takes milliseconds; a client that is slower than this holds memory for nothing."""
+
+MAX_HEADERS: Final = 100
+MAX_HEAD_BYTES: Final = 64 * 1024
+"""The bounds of the app port's front; uvicorn's parser bounds only what is incomplete."""
+
+MAX_DISCARDED_BYTES: Final = 32 * 1024 * 1024
+"""Of a refused body, this much is read and thrown away: closing on a client that is still sending would destroy the
+reply on its way."""
 
 CLIENT_HEADER: Final = "x-llm-router-client"
 """Believed on the workers' socket only."""
@@ -100,10 +110,8 @@ async def read_body(request: Request, type: type[T]) -> T:
         raise InvalidRequest("the body ended early") from None
     try:
         return msgspec.json.decode(body or b"{}", type=type)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(str(error).replace("$.", "").replace(" - at `$`", ""), code="invalid_type") from None
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise InvalidRequest(f"the body is not valid JSON: {error}", code="invalid_json") from None
+    except NOT_JSON as error:
+        raise unreadable(error) from None
 
 
 class _Guarded:
@@ -122,13 +130,24 @@ class _Guarded:
             request_id = uuid.uuid4().hex
         scope["request_id"] = request_id
         added = [(b"x-request-id", request_id.encode())]
+        body = _Body(receive)
+        receive = body.receive
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), *added]
+            elif not message.get("more_body", False) and "expect" not in headers and not body.is_read:
+                await send({**message, "more_body": True})
+                await body.discard()
+                message = {"type": "http.response.body"}
             await send(message)
 
         entry = entry_of(scope)
+        try:
+            _check_head(scope, headers)
+        except InvalidRequest as error:
+            await _error(error, request_id)(scope, receive, send_with_headers)
+            return
         if entry is Entry.FORWARD:
             scope["client"] = _address(headers.get(CLIENT_HEADER, ""))
         if entry is not Entry.CLI:
@@ -152,6 +171,49 @@ class _Guarded:
                 return
             added += guard.cors(origin)
         await self._app(scope, receive, send_with_headers)
+
+
+class _Body:
+    """A request's body, and whether all of it was read."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.is_read = False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self.is_read = message["type"] == "http.disconnect" or not message.get("more_body", False)
+        return message
+
+    async def discard(self) -> None:
+        """Read what is left, within `MAX_DISCARDED_BYTES` and `BODY_TIMEOUT_S`."""
+        size = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                while not self.is_read and size < MAX_DISCARDED_BYTES:
+                    size += len((await self.receive()).get("body", b""))
+
+
+def _check_head(scope: Scope, headers: Headers) -> None:
+    """Refuse what the front of the app port refuses and uvicorn's parser lets pass. Raises: InvalidRequest."""
+    last = ((b"connection", b"close"),)
+    if scope["http_version"] not in ("1.0", "1.1"):
+        raise InvalidRequest(
+            "only HTTP/1.1 is spoken here", status=505, code="http_version_not_supported", headers=last
+        )
+    if "content-length" in headers and "transfer-encoding" in headers:
+        raise InvalidRequest(
+            "malformed HTTP request: both Content-Length and Transfer-Encoding", code="malformed_http", headers=last
+        )
+    raw = headers.raw
+    size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(name) + len(value) + 4 for name, value in raw)
+    if len(raw) > MAX_HEADERS or size > MAX_HEAD_BYTES:
+        raise InvalidRequest(
+            f"more than {MAX_HEADERS} headers, or more than {MAX_HEAD_BYTES} bytes of them",
+            status=431,
+            code="headers_too_large",
+            headers=last,
+        )
 
 
 def _error(error: RouterError, request_id: str) -> Response:

@@ -51,7 +51,7 @@ class LocalModels(Protocol):
     async def load(self, name: str, options: Mapping[str, Any]) -> LocalModel:
         """Load `name` and return when it serves; at once if it does already.
 
-        Raises: ModelNotFound, BadModelFile, OutOfMemory, RunnerFailed, InvalidRequest (options).
+        Raises: ModelNotFound, BadModelFile, BadOptions, OutOfMemory, RunnerFailed, InvalidRequest (options).
         """
 
     async def unload(self, name: str) -> LocalModel:

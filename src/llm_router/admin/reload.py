@@ -25,7 +25,7 @@ def routes(reload: Callable[[], list[str]]) -> list[Route]:
         try:
             needs_restart = reload()
         except ConfigError as error:
-            raise InvalidRequest(str(error), status=422, code=error.code, param=error.key or None) from error
+            raise InvalidRequest(str(error), status=error.status, code=error.code, param=error.key or None) from error
         return json_response({"reloaded": True, "needs_restart": needs_restart})
 
     return [Route("/admin/reload", post, methods=["POST"])]

@@ -148,11 +148,14 @@ class _Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP with our error object, and with 431 where h11 says that the head is too large."""
+        status = int(getattr(sys.exception(), "error_status_hint", 400))
+        problem = "the request's head is too large" if status == 431 else "this is not a valid HTTP request"
+        self._refuse(status, problem)
+
+    def _refuse(self, status: int, problem: str) -> None:
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # the reply before it is still on its way
             self.transport.close()
             return
-        status = int(getattr(sys.exception(), "error_status_hint", 400))
-        problem = "the request's head is too large" if status == 431 else "this is not a valid HTTP request"
         request_id = uuid.uuid4().hex
         body = error_object(InvalidRequest(problem, status=status), request_id)
         headers = [
@@ -171,7 +174,11 @@ class _Connection(H11Protocol):
 
     def _head_is_late(self) -> None:
         self._head_timer = None
-        if not self._is_serving():
+        if self._is_serving():
+            return
+        if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
+            self._refuse(408, f"the headers did not arrive within {self.timeout_s:g} s")
+        else:
             self.transport.abort()
 
     def _is_serving(self) -> bool:

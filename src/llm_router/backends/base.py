@@ -22,7 +22,7 @@ class Backend(Protocol):
 
     @property
     def in_use(self) -> int:
-        """Requests of this process that it is working on."""
+        """Requests of this process that it is working on, those waiting for a connection included."""
 
     def encode(self, request: InferenceRequest, upstream_model: str, request_id: str) -> tuple[bytes, bytes]:
         """Head (up to and including the empty line) and body of the upstream request.
@@ -35,3 +35,9 @@ class Backend(Protocol):
 
         Raises: BadReply when the body is not what the protocol promises.
         """
+
+    def without_secrets(self, body: bytes) -> bytes:
+        """An error reply as callers may see it: without the credentials that we sent, if it quotes them."""
+
+    def problem_in(self, body: bytes) -> str:
+        """The message in the body of an error reply; empty if there is none."""

@@ -48,6 +48,13 @@ class Connections:
         self._open.remove(backend)
         self._retired.append(backend)
 
+    def in_use(self) -> dict[str, int]:
+        """Requests in flight by backend, those on retired connections included."""
+        counts = {backend.name: 0 for backend in self._open}
+        for backend in (*self._open, *self._retired):
+            counts[backend.name] = counts.get(backend.name, 0) + backend.in_use
+        return counts
+
     async def sweep(self, now: float) -> None:
         """Enforce every deadline at monotonic instant `now`; close retired backends that are idle."""
         for backend in self._open:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from llm_router.chat import Endpoint, InferenceRequest, Usage
+from llm_router.chat import NOT_JSON, Endpoint, InferenceRequest, TokenCount, Usage
 from llm_router.errors import BadReply, InvalidRequest
 from llm_router.routing.table import BackendSpec
 from llm_router.upstream.pool import Pool
@@ -20,19 +20,30 @@ _PATHS = {
     Endpoint.COMPLETION: "/completions",
     Endpoint.EMBEDDING: "/embeddings",
 }
+_SECRET_CHARACTERS = 8
+"""Shorter values of configured headers are flags and versions, and would be found in any text."""
 _ASK_USAGE = b'"stream_options":{"include_usage":true},'
 
 
 class _UsageObject(msgspec.Struct):
-    prompt_tokens: int | None = 0
-    completion_tokens: int | None = 0
+    prompt_tokens: TokenCount | None = 0
+    completion_tokens: TokenCount | None = 0
 
 
 class _Reply(msgspec.Struct):
     usage: _UsageObject | None = None
 
 
+class _ErrorMessage(msgspec.Struct):
+    message: str = ""
+
+
+class _ErrorReply(msgspec.Struct):
+    error: _ErrorMessage | str | None = None
+
+
 _decode_reply = msgspec.json.Decoder(_Reply).decode
+_decode_error = msgspec.json.Decoder(_ErrorReply).decode
 _encode_text = msgspec.json.Encoder().encode
 
 
@@ -53,6 +64,9 @@ class OpenAICompatible:
             for endpoint, path in _PATHS.items()
         }
         self._names: dict[str, bytes] = {}
+        self._secrets = tuple(
+            value.encode() for value in (spec.api_key, *spec.headers.values()) if len(value) >= _SECRET_CHARACTERS
+        )
 
     def __repr__(self) -> str:
         return f"OpenAICompatible({self.name!r}, in_use={self.in_use})"
@@ -89,9 +103,28 @@ class OpenAICompatible:
     def usage_of(self, body: bytes) -> Usage | None:
         try:
             usage = _decode_reply(body).usage
-        except (msgspec.DecodeError, RecursionError) as error:
-            shown = body[:60].decode("utf-8", "replace")
+        except NOT_JSON as error:
+            if isinstance(error, msgspec.ValidationError) and body.lstrip().startswith(b"{"):
+                return None  # an answer whose usage is no usage: worth more than none
+            shown = self.without_secrets(body)[:60].decode("utf-8", "replace")
             raise BadReply(self.name, f"answered 200 with something that is no JSON object: {shown!r}") from error
         if usage is None:
             return None
         return Usage(usage.prompt_tokens or 0, usage.completion_tokens or 0)
+
+    def without_secrets(self, body: bytes) -> bytes:
+        for secret in self._secrets:
+            body = body.replace(secret, b"***")
+        return body
+
+    def problem_in(self, body: bytes) -> str:
+        return message_in(body)
+
+
+def message_in(body: bytes) -> str:
+    """The message of an OpenAI error object; empty if it is none."""
+    try:
+        error = _decode_error(body).error
+    except NOT_JSON:
+        return ""
+    return error.message if isinstance(error, _ErrorMessage) else error or ""

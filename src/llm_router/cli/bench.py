@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 import typer
 
+from llm_router.chat import NOT_JSON
 from llm_router.cli.options import ApiKey, Url, first_model, router_url
 from llm_router.errors import BackendError, RouterError
 
@@ -206,7 +207,7 @@ class _Answer(msgspec.Struct):
 def _tokens(content: bytes) -> int:
     try:
         usage = msgspec.json.decode(content, type=_Answer).usage
-    except msgspec.DecodeError:
+    except NOT_JSON:
         return 0
     return usage.completion_tokens if usage else 0
 
@@ -214,7 +215,7 @@ def _tokens(content: bytes) -> int:
 def _message(content: bytes) -> str:
     try:
         return str(msgspec.json.decode(content)["error"]["message"])
-    except (msgspec.DecodeError, KeyError, TypeError):
+    except (*NOT_JSON, KeyError, TypeError):
         return "no error message"
 
 

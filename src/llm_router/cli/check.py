@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_router.cli.options import ConfigFile, DataDir, reachable
-from llm_router.errors import BadModelFile, ConfigError, OutOfMemory, RunnerFailed
+from llm_router.errors import BadModelFile, BadOptions, ConfigError, OutOfMemory
 
 if TYPE_CHECKING:
     from llm_router.config import ModelSettings, Settings
@@ -42,7 +42,7 @@ def check_models(settings: Settings) -> None:
             continue
         except BadModelFile as error:
             raise ConfigError(f"models[{index}].file", error.message) from error
-        except RunnerFailed as error:
+        except BadOptions as error:
             raise ConfigError(f"models[{index}].runner", error.message) from error
 
 

@@ -11,6 +11,7 @@ import typer
 
 from llm_router import __version__
 from llm_router.cli import bench, chat, check, models, reload, serve
+from llm_router.cli.help import Command, Group
 
 _EPILOG = """A first look:
 
@@ -24,6 +25,7 @@ def build() -> typer.Typer:
     """The application, ready to be called."""
     app = typer.Typer(
         name="llm-router",
+        cls=Group,
         help="Runs language models, routes requests to them, and shows what happens.",
         epilog=_EPILOG,
         no_args_is_help=True,
@@ -32,12 +34,12 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
-    app.command("serve", epilog=serve.EPILOG)(serve.serve)
-    app.command("chat", epilog=chat.EPILOG)(chat.chat)
+    app.command("serve", cls=Command, epilog=serve.EPILOG)(serve.serve)
+    app.command("chat", cls=Command, epilog=chat.EPILOG)(chat.chat)
     app.add_typer(models.build(), name="models")
-    app.command("check", epilog=check.EPILOG)(check.check)
-    app.command("reload")(reload.reload)
-    app.command("bench", epilog=bench.EPILOG)(bench.bench)
+    app.command("check", cls=Command, epilog=check.EPILOG)(check.check)
+    app.command("reload", cls=Command)(reload.reload)
+    app.command("bench", cls=Command, epilog=bench.EPILOG)(bench.bench)
     return app
 
 

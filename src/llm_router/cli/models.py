@@ -6,11 +6,13 @@ All but `pull` ask a running router over its control socket.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llm_router.cli.help import Command, Group
 from llm_router.cli.options import ConfigFile, DataDir
 
 if TYPE_CHECKING:
@@ -33,11 +35,11 @@ _LOAD_EPILOG = """Examples:
 
 def build() -> typer.Typer:
     """The commands below `llm-router models`."""
-    app = typer.Typer(help="List, load, unload and fetch local models.", no_args_is_help=True)
-    app.command("list")(show)
-    app.command("load", epilog=_LOAD_EPILOG)(load)
-    app.command("unload")(unload)
-    app.command("pull", epilog=_PULL_EPILOG)(pull)
+    app = typer.Typer(cls=Group, help="List, load, unload and fetch local models.", no_args_is_help=True)
+    app.command("list", cls=Command)(show)
+    app.command("load", cls=Command, epilog=_LOAD_EPILOG)(load)
+    app.command("unload", cls=Command)(unload)
+    app.command("pull", cls=Command, epilog=_PULL_EPILOG)(pull)
     return app
 
 
@@ -54,15 +56,18 @@ def show(config: ConfigFile = None, data_dir: DataDir = None) -> None:
     for title in ("model", "state", "file", "size", "memory"):
         table.add_column(title, justify="right" if title in {"size", "memory"} else "left", overflow="fold")
     for model in models:
-        state = model["state"] if not model.get("error") else f"{model['state']}: {model['error']}"
-        table.add_row(
-            model["name"], state, model["file"], _megabytes(model["size_bytes"]), _megabytes(model.get("memory_bytes"))
-        )
+        state = "unusable" if model["state"] == "available" and model.get("error") else model["state"]
+        table.add_row(model["name"], state, model["file"], _size(model["size_bytes"]), _size(model.get("memory_bytes")))
     _wide(Console()).print(table)
+    problems = [f"{model['name']}: {model['error']}" for model in models if model.get("error")]
+    if problems:
+        print("\n" + "\n".join(problems))
 
 
 def load(
-    name: Annotated[str, typer.Argument(help="A configured model, or a file of the models folder without .gguf.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A configured model, or a file of the models folder without .gguf.")
+    ],
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -76,12 +81,14 @@ def load(
     options = dict(_option(text) for text in option or ())
     model = _control(config, data_dir, "POST", "/admin/models/load", {"name": name, "options": options})["model"]
     took = f" in {model['load_s']:.1f} s" if model.get("load_s") is not None else ""
-    memory = f", {_megabytes(model['memory_bytes'])}" if model.get("memory_bytes") else ""
+    memory = f", {_size(model['memory_bytes'])}" if model.get("memory_bytes") else ""
     print(f"{model['name']}: {model['state']}{took}{memory}")
 
 
 def unload(
-    name: Annotated[str, typer.Argument(help="A loaded model.")], config: ConfigFile = None, data_dir: DataDir = None
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A loaded model.")],
+    config: ConfigFile = None,
+    data_dir: DataDir = None,
 ) -> None:
     """Unload a model: its requests finish, then its memory is free."""
     model = _control(config, data_dir, "POST", "/admin/models/unload", {"name": name})["model"]
@@ -89,7 +96,9 @@ def unload(
 
 
 def pull(
-    source: Annotated[str, typer.Argument(help="A known name, an https URL, or hf:OWNER/REPOSITORY/FILE.gguf.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A known name, an https URL, or hf:OWNER/REPOSITORY/FILE.gguf.")
+    ],
     name: Annotated[
         str, typer.Option("--name", metavar="NAME", help="What to call it.  [default: the name of the file]")
     ] = "",
@@ -97,7 +106,7 @@ def pull(
     config: ConfigFile = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Fetch a model file into the models folder. A known model that is there already is kept."""
+    """Fetch a model file into the models folder, for `models load`. A known model that is there already is kept."""
     from llm_router.cli.options import settings_of
     from llm_router.models.pull import pull as fetch
 
@@ -122,7 +131,7 @@ class _Bar:
         self.was_needed = True
         if self._task is None:
             if not self._bar.console.is_terminal:
-                print(f"fetching {self._source}" + (f" ({_megabytes(total)})" if total else ""), flush=True)
+                print(f"fetching {self._source}" + (f" ({_size(total)})" if total else ""), flush=True)
             self._task = self._bar.add_task(f"fetching {self._source}", total=total or None)
         # pip moves its file out of sight before it is done: a bar that falls back would look like a fault.
         self._most = max(self._most, done)
@@ -159,8 +168,13 @@ def _option(text: str) -> tuple[str, Any]:
     return key, yaml.safe_load(value)
 
 
-def _megabytes(count: int | None) -> str:
-    return "" if not count else f"{count / 1e6:.0f} MB"
+def _size(count: int | None) -> str:
+    """Bytes in the unit that a person would choose; nothing for none."""
+    if not count:
+        return ""
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:.0f} MB" if count >= 1e6 else f"{math.ceil(count / 1e3)} kB"
 
 
 def _wide(console: Console) -> Console:

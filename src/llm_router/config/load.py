@@ -45,6 +45,7 @@ _ENVIRONMENT: Final = {
     "METRICS_PORT": "server.metrics_port",
     "DATA_DIR": "server.data_dir",
     "LOG_DIR": "server.log_dir",
+    "ENVIRONMENT": "server.environment",
     "METRICS_ENDPOINT": "metrics.endpoint",
     "HEALTH_ENDPOINT": "health.endpoint",
 }
@@ -252,9 +253,10 @@ class _Load:
         if not tls_cert:
             return
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls_cert, tls_key)
+            # Without a password OpenSSL would ask for one on the terminal.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(tls_cert, tls_key, password="")
         except ssl.SSLError as error:
-            problem = error.reason or str(error)
+            problem = error.reason or "no certificate and key in PEM, or the key has a passphrase"
             raise self.fail(
                 "server.tls_cert", f"{tls_cert!r} and {tls_key!r} do not make a TLS server: {problem}"
             ) from error
@@ -297,14 +299,29 @@ class _Load:
             if backend.max_connections < 1:
                 raise self.fail(f"{path}.max_connections", "must be 1 or more")
             for name, value in backend.headers.items():
-                if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name) or re.search(r"[\r\n\0]", value):
+                if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name) or re.search(r"[^\t -~\x80-\xff]", value):
                     raise self.fail(f"{path}.headers.{name}", "is no valid header")
             if not backend.api_key and isinstance(entry, Mapping) and "api_key" in entry:
                 raise self.fail(f"{path}.api_key", "is empty; leave the key out if the backend needs none")
-            if re.search(r"[\s\0]", backend.api_key):
-                raise self.fail(f"{path}.api_key", "holds a space or line end, which no key does")
-            backends[backend.name] = msgspec.structs.replace(backend, url=self._url(backend.url, f"{path}.url"))
+            if re.search(r"[^!-~]", backend.api_key):
+                raise self.fail(f"{path}.api_key", "holds a space, a line end or no ASCII, which no key does")
+            backends[backend.name] = msgspec.structs.replace(
+                backend,
+                url=self._url(backend.url, f"{path}.url"),
+                tls_ca_file=self._authorities(backend.tls_ca_file, f"{path}.tls_ca_file"),
+            )
         return tuple(backends.values())
+
+    def _authorities(self, file: str, path: str) -> str:
+        """The absolute path of a PEM file that holds certificates; empty for none."""
+        if not file:
+            return ""
+        file = os.path.abspath(os.path.expanduser(file))
+        try:
+            ssl.create_default_context(cafile=file)
+        except OSError as error:  # ssl.SSLError too, which has no strerror of its own
+            raise self.fail(path, f"{file!r} cannot be used: {error.strerror or error}") from error
+        return file
 
     def _url(self, url: str, path: str) -> str:
         try:
@@ -316,6 +333,8 @@ class _Load:
             raise self.fail(path, "should begin with http:// or https:// and a host, like https://api.openai.com/v1")
         if parts.username is not None or parts.password is not None:
             raise self.fail(path, "holds a password; use api_key or headers, whose values are never shown")
+        if not url.isascii():
+            raise self.fail(path, "should be ASCII; write other characters percent-encoded, host names as xn--...")
         if parts.query or parts.fragment:
             raise self.fail(path, "should end with its path, without ? and #")
         if port == 0:
@@ -392,7 +411,7 @@ class _Load:
         if not os.path.isfile(file):
             self._notes.append(
                 f"no {FILE_NAME} and no default model: nothing is served until a model is loaded "
-                f"(llm-router models pull {DEFAULT_MODEL})"
+                f"(llm-router models pull {DEFAULT_MODEL}, then llm-router models load {DEFAULT_MODEL})"
             )
             return ()
         return (ModelSettings(name=DEFAULT_MODEL, file=file, runner=RunnerSpec(name=DEFAULT_MODEL, path=file)),)

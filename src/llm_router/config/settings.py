@@ -31,6 +31,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         data_dir, log_dir: absolute paths.
         insecure: whether other machines may reach the router although no key protects it.
         tls_cert, tls_key: absolute paths of PEM files; the API then speaks https. Both or neither.
+        environment: a word of the operator's own for what this router is used for; shown by `/health`.
     """
 
     host: str = "127.0.0.1"
@@ -44,6 +45,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     insecure: bool = False
     tls_cert: str = ""
     tls_key: str = ""
+    environment: str = "production"
 
     @property
     def scheme(self) -> str:

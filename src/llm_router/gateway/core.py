@@ -8,6 +8,7 @@ so that a reply which a client received whole is always counted.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import re
@@ -19,6 +20,7 @@ from urllib.parse import unquote
 import msgspec
 
 from llm_router.accounts.access import AccessSettings, Guard
+from llm_router.backends.openai_compatible import message_in
 from llm_router.chat import Endpoint, InferenceRequest
 from llm_router.errors import (
     BackendBusy,
@@ -28,6 +30,7 @@ from llm_router.errors import (
     BackendTimeout,
     BackendUnavailable,
     BadReply,
+    CannotEmbed,
     Forbidden,
     InvalidRequest,
     LimitExceeded,
@@ -42,23 +45,29 @@ from llm_router.gateway.seam import ClientGone, HeaderList, Refusal, RefusalRepl
 from llm_router.gateway.sse import StreamWatch
 from llm_router.routing.router import Exchange, Router
 from llm_router.signals import OTHER, Recorder, RequestRecord
+from llm_router.upstream.pool import Reply
 
 _log = logging.getLogger("llm_router.gateway")
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}").fullmatch
 _CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left; never sent, only counted
 _GAPS_KEPT = 256
+_END_AFTER_DONE_S = 1.0
+_ROUTES_KEPT = 1000
 _JSON = (b"content-type", b"application/json")
 # Of an upstream's reply headers these are not for callers: framing and connection are ours to set, cookies and
 # CORS would be the provider's word about our origin, the rest tells of the machine behind.
 _NOT_PASSED = frozenset(
     b"content-length server date via set-cookie alt-svc strict-transport-security x-request-id keep-alive vary "
     b"access-control-allow-origin access-control-allow-credentials access-control-allow-headers "
-    b"access-control-allow-methods access-control-expose-headers access-control-max-age x-powered-by".split()
+    b"access-control-allow-methods access-control-expose-headers access-control-max-age x-powered-by "
+    # A router behind this one speaks of itself.
+    b"x-llm-router-model x-llm-router-backend x-llm-router-strategy x-llm-router-attempts "
+    b"x-llm-router-overhead-ms".split()
 )
 
 # What control serves, as route templates: a path outside this list is `__other__`.
-_FORWARDED_PATHS = frozenset({"/", "/metrics", "/metrics/json", "/health", "/health/startup", "/admin/models"})
+_FORWARDED_PATHS = frozenset({"/", "/metrics", "/metrics/json", "/health", "/admin/models"})
 _FORWARDED_PREFIXES = ("/metrics/", "/health/", "/debug", "/admin/", "/api/v1/", "/api/v2/", "/-/")
 
 Handler = Callable[[Request, Responder, RequestRecord], Awaitable[None]]
@@ -95,6 +104,7 @@ class Core:
         self._clock = clock
         self._id_prefix = secrets.token_hex(8) + "-"
         self._ids = itertools.count(1)
+        self._route_headers: dict[tuple[str, str, str, int], HeaderList] = {}
         self.draining = False
         self._in_flight = 0
         self._idle = asyncio.Event()
@@ -174,7 +184,7 @@ class Core:
         record.error_type = error_type(refusal.error)
         self._recorder.finish(record, self._clock())
         headers = [_JSON, (b"x-request-id", request_id.encode()), *refusal.error.headers]
-        return RefusalReply(refusal.error.status, headers, openai.error_object(refusal.error, request_id))
+        return RefusalReply(refusal.error.status, headers, _error_body(refusal.error, route, request_id))
 
     def _find(self, path: str) -> tuple[str, str, Handler]:
         """Route template, allowed method (`*` for any) and handler of a path."""
@@ -291,9 +301,8 @@ class Core:
         exchange.attempt.ended_at, exchange.attempt.outcome = clock(), "success"
         self._recorder.finish(record, exchange.attempt.ended_at)
         responder.end(out)
-        # The terminating chunk usually came with the last event; a connection that is drained can serve again.
-        while not reply.complete and await reply.chunk():
-            pass
+        if not reply.complete:
+            await _drain(reply)
 
     def _cut(
         self, error: BackendError, exchange: Exchange, watch: StreamWatch, responder: Responder, record: RequestRecord
@@ -340,17 +349,28 @@ class Core:
         for attempt in attempts:
             upstream_s += (attempt.ended_at or now) - attempt.started_at
         overhead_ms = (now - record.started_at - upstream_s) * 1000
+        route = (record.model, attempts[-1].backend if attempts else "none", record.strategy, len(attempts))
         headers = [
             (b"x-request-id", record.request_id.encode()),
-            (b"x-llm-router-model", _header_value(record.model)),
-            (b"x-llm-router-backend", _header_value(attempts[-1].backend) if attempts else b"none"),
-            (b"x-llm-router-strategy", record.strategy.encode()),
-            (b"x-llm-router-attempts", b"%d" % len(attempts)),
             (b"x-llm-router-overhead-ms", b"%.3f" % (overhead_ms if overhead_ms > 0 else 0.0)),
+            *(self._route_headers.get(route) or self._new_route_headers(route)),
         ]
         origin = request.headers.get(b"origin")
         if origin is not None:
             headers += self._guard.cors(origin)
+        return headers
+
+    def _new_route_headers(self, route: tuple[str, str, str, int]) -> HeaderList:
+        """The headers that are the same for every request that went this way; kept, as there are few ways."""
+        model, backend, strategy, attempts = route
+        if len(self._route_headers) >= _ROUTES_KEPT:
+            self._route_headers.clear()
+        headers = self._route_headers[route] = [
+            (b"x-llm-router-model", _header_value(model)),
+            (b"x-llm-router-backend", _header_value(backend)),
+            (b"x-llm-router-strategy", strategy.encode()),
+            (b"x-llm-router-attempts", b"%d" % attempts),
+        ]
         return headers
 
     # -- everything else -------------------------------------------------------------------------------
@@ -394,7 +414,9 @@ class Core:
 
     async def _forwarded(self, request: Request, responder: Responder, record: RequestRecord) -> None:
         assert self._forward is not None
-        record.status = await self._forward(request, responder)
+        record.status = status = await self._forward(request, responder)
+        if 400 <= status < 500:
+            record.error_type = _request_error_type(status)
 
     async def _unknown(self, request: Request, responder: Responder, record: RequestRecord) -> None:
         shown = request.path if len(request.path) <= 200 else request.path[:200] + "…"
@@ -409,7 +431,7 @@ class Core:
             if preflight:
                 record.status = 204
                 self._recorder.finish(record, self._clock())
-                responder.start(204, list(preflight))
+                responder.start(204, [(b"x-request-id", record.request_id.encode()), *preflight])
                 responder.end()
                 return
         allow = self._find(request.path)[1]
@@ -443,11 +465,9 @@ class Core:
         retry_after_s = getattr(error, "retry_after_s", None)
         if retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % max(1, round(retry_after_s))))
-        if record.route == "/api/generate":
-            body = generate.failure(error.message, request_id)
-        else:
-            body = openai.error_object(error, request_id)
-        self._recorder.finish(record, now)
+        body = _error_body(error, record.route, request_id)
+        if not record.finished:
+            self._recorder.finish(record, now)
         if not responder.started and not responder.gone:
             responder.start(error.status, headers)
             responder.end(body)
@@ -455,6 +475,7 @@ class Core:
 
 _ERROR_TYPES: tuple[tuple[type[RouterError], str], ...] = (
     (BadReply, "bad_reply"),
+    (CannotEmbed, "rejected"),
     (BackendTimeout, "timeout"),
     (BackendOverloaded, "overloaded"),
     (BackendBusy, "limit"),
@@ -472,11 +493,22 @@ _ERROR_TYPES: tuple[tuple[type[RouterError], str], ...] = (
 def error_type(error: RouterError) -> str:
     """The key of `families.ERROR_KINDS` for an error."""
     if isinstance(error, InvalidRequest):
-        return {404: "not_found", 403: "forbidden", 421: "forbidden", 408: "timeout"}.get(error.status, "bad_request")
+        return _request_error_type(error.status)
     for kind, name in _ERROR_TYPES:
         if isinstance(error, kind):
             return name
     return "internal"
+
+
+def _request_error_type(status: int) -> str:
+    return {404: "not_found", 403: "forbidden", 421: "forbidden", 503: "limit"}.get(status, "bad_request")
+
+
+def _error_body(error: RouterError, route: str, request_id: str) -> bytes:
+    """The error in the form of the route's replies."""
+    if route == "/api/generate":
+        return generate.failure(error.message, request_id)
+    return openai.error_object(error, request_id)
 
 
 def _upstream_error_type(status: int) -> str:
@@ -494,25 +526,19 @@ def _unreadable(exchange: Exchange) -> BackendError:
     return BadReply(exchange.backend, problem)
 
 
+async def _drain(reply: Reply) -> None:
+    """Wait for the end that should follow [DONE]: a connection that is drained can serve again.
+
+    Whoever goes on sending, or does not end, gets one second; the caller has its answer already.
+    """
+    with contextlib.suppress(TimeoutError, BackendError):
+        async with asyncio.timeout(_END_AFTER_DONE_S):
+            while await reply.chunk():
+                pass
+
+
 def _is_json_object(body: bytes) -> bool:
     return body.lstrip()[:1] == b"{"
-
-
-class _UpstreamMessage(msgspec.Struct):
-    message: str = ""
-
-
-class _UpstreamError(msgspec.Struct):
-    error: _UpstreamMessage | str | None = None
-
-
-def message_in(body: bytes) -> str:
-    """The message of an OpenAI error object; empty if it is none."""
-    try:
-        error = msgspec.json.decode(body, type=_UpstreamError).error
-    except (msgspec.DecodeError, RecursionError):
-        return ""
-    return error.message if isinstance(error, _UpstreamMessage) else error or ""
 
 
 def take_usage(watch: StreamWatch, record: RequestRecord, *, whole: bool) -> None:

@@ -66,11 +66,13 @@ class Forwarder:
             headers: HeaderList = reply.headers
             if reply.length is not None:
                 headers = [*headers, (b"content-length", b"%d" % reply.length)]
+            data = await reply.chunk()  # if control goes away before, the caller still gets a whole error
             responder.start(reply.status, headers)
-            while data := await reply.chunk():
+            while data:
                 waiting = responder.write(data)
                 if waiting is not None:
                     await waiting
+                data = await reply.chunk()
             responder.end()
         except BackendError as error:
             raise _away(error.problem) from error

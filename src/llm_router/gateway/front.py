@@ -132,7 +132,7 @@ _UNSETTLED, _BY_CHUNKS, _BY_CLOSE, _NO_BODY = -1, -2, -3, -4
 
 INTERNAL_ERROR: Final = (
     b'{"error":{"message":"The router failed to answer this request; its log has the reason.",'
-    b'"type":"internal_error","param":null,"code":"internal_error"}}'
+    b'"type":"api_error","param":null,"code":"internal_error"}}'
 )
 """Body of the 500 that stands in for a core that failed: the core makes all other error objects."""
 

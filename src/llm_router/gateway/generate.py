@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
-from llm_router.chat import Endpoint, InferenceRequest
+from llm_router.chat import NOT_JSON, Endpoint, InferenceRequest
 from llm_router.errors import BadReply, InvalidRequest
-from llm_router.gateway.openai import read_request
+from llm_router.gateway.openai import read_request, unreadable
 
 _HUMP = re.compile(r"(?<=[a-z0-9])([A-Z])")
 _RENAMED = {"stop_sequences": "stop", "max_new_tokens": "max_tokens", "num_predict": "max_tokens"}
@@ -88,11 +88,15 @@ def read_generate(body: bytes, default_model: str) -> InferenceRequest:
     """
     try:
         call = _decode_body(body)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(f"{error}; the body is {{prompt, options}}", code="invalid_type") from None
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise InvalidRequest(f"the body is not valid JSON: {error}", code="invalid_json") from None
-    return read_request(Endpoint.CHAT, chat_body(call.prompt, call.options, default_model))
+        chat = chat_body(call.prompt, call.options, default_model)
+    except NOT_JSON as error:
+        problem = unreadable(error)
+        if isinstance(error, msgspec.ValidationError):
+            problem = InvalidRequest(
+                f"{problem}; the body is {{prompt, options}}", code=problem.code, param=problem.param
+            )
+        raise problem from None
+    return read_request(Endpoint.CHAT, chat)
 
 
 class Generated(msgspec.Struct, frozen=True):
@@ -115,7 +119,7 @@ def generated(body: bytes, backend: str, *, model: str, strategy: str, latency_m
     try:
         reply = _decode_reply(body)
         text = reply.choices[0].message.content or ""
-    except (msgspec.DecodeError, IndexError) as error:
+    except (*NOT_JSON, IndexError) as error:
         raise BadReply(backend, f"its chat reply holds no message: {error}") from error
     usage = reply.usage or _Usage()
     prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0

@@ -10,15 +10,15 @@ from collections.abc import Iterator
 
 import msgspec
 
-from llm_router.chat import Chunk, Usage
+from llm_router.chat import NOT_JSON, Chunk, TokenCount, Usage
 
 _MARK = b'"completion_tokens"'
 _MAX_HELD = 1 << 20
 
 
 class _UsageObject(msgspec.Struct):
-    prompt_tokens: int | None = 0
-    completion_tokens: int | None = 0
+    prompt_tokens: TokenCount | None = 0
+    completion_tokens: TokenCount | None = 0
 
 
 class _Event(msgspec.Struct):
@@ -63,7 +63,7 @@ class StreamWatch:
         self.events += count or data.count(b"\r\n\r\n")
         if _MARK in data:
             data = self._take_usage(data)
-        if b"[DONE]" in data[-24:]:
+        if b"[DONE]\n" in data or b"[DONE]\r" in data:  # no line of JSON ends so: it is not a model's text
             self.done = True
             self.events -= 1
         return data
@@ -89,7 +89,7 @@ class StreamWatch:
             return False
         try:
             parsed = _decode_event(event[start:])
-        except (msgspec.DecodeError, RecursionError):
+        except NOT_JSON:
             return False
         if parsed.usage is None:
             return False
@@ -120,7 +120,7 @@ def deltas(events: bytes) -> Iterator[Chunk]:
             continue
         try:
             event = _decode_chat(line[5:])
-        except msgspec.DecodeError:
+        except NOT_JSON:
             continue
         for choice in event.choices:
             text = choice.delta.content if choice.delta is not None else None

@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from llm_router.errors import OutOfMemory, RunnerFailed
+from llm_router.errors import BadOptions, OutOfMemory, RunnerFailed
 from llm_router.models.gguf import Header, read_header
 
 MOST_CONTEXT: Final = 4096
@@ -82,7 +82,7 @@ class RunnerSpec(msgspec.Struct, frozen=True, kw_only=True):
 def check(spec: RunnerSpec, *, root: Path = Path("/")) -> Header:
     """Make sure that a runner can be started: the file is a whole model, the numbers make sense, it fits.
 
-    Blocks on the disk. Raises BadModelFile, RunnerFailed for impossible numbers, OutOfMemory.
+    Blocks on the disk. Raises BadModelFile, BadOptions, OutOfMemory.
     """
     for field, least, most in (
         ("context_size", 0, 1 << 24),
@@ -91,10 +91,10 @@ def check(spec: RunnerSpec, *, root: Path = Path("/")) -> Header:
         ("gpu_layers", -1, 10_000),
     ):
         if not least <= getattr(spec, field) <= most:
-            raise RunnerFailed(f"model {spec.name!r}: {field} is {getattr(spec, field)}, not {least} to {most}")
+            raise BadOptions(f"model {spec.name!r}: {field} is {getattr(spec, field)}, not {least} to {most}")
     if spec.embeddings and spec.parallel & (spec.parallel - 1):
         # llama.cpp aborts in an assertion while it sets up pooling (seen with 3, 5 and 6 slots).
-        raise RunnerFailed(
+        raise BadOptions(
             f"model {spec.name!r}: with embeddings, parallel must be 1, 2, 4, 8 or another power of two, "
             f"not {spec.parallel}; change it, or set embeddings: false"
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -306,7 +307,9 @@ def _network_errors(url: str) -> Iterator[None]:
         hint = "; it wants a login: fetch it yourself" if error.code in {401, 403} else ""
         raise PullFailed(f"{url}: answered {error.code} {error.reason}{hint}") from error
     except urllib.error.URLError as error:
-        raise PullFailed(f"{url}: cannot be reached: {error.reason}") from error
+        raise PullFailed(
+            f"{url}: cannot be reached: {getattr(error.reason, 'strerror', None) or error.reason}"
+        ) from error
     except TimeoutError as error:
         raise PullFailed(f"{url}: sent nothing for {_STALL_S:g} s; pull again") from error
     except http.client.HTTPException as error:
@@ -343,7 +346,7 @@ def _from_hub(source: str, work: Path, progress: Progress, largest_bytes: int) -
     except PullFailed:
         raise
     except Exception as error:  # the hub's client raises its own, requests' and httpx's errors, by version
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = re.sub(r"^\[Errno -?\d+\] ", "", (str(error).strip().splitlines() or [type(error).__name__])[0])
         raise PullFailed(
             f"{source}: the hub did not deliver it: {first}; where the hub cannot be reached, pull an https URL, "
             f"or copy the file into {work.parent} yourself"

@@ -42,6 +42,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
         runners: name of each local model's runner to its process state (ready, starting, backoff, failed...).
         rss_bytes: resident memory of supervisor, control and workers; `runner_bytes` of the runners.
         heap_bytes: private anonymous memory of the same processes as `rss_bytes`.
+        environment: the operator's word for what the router is used for.
     """
 
     is_initialized: bool
@@ -58,7 +59,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     heap_bytes: float = 0.0
     runner_bytes: float = 0.0
     engine: str = ""
-    environment: str = "production"
+    environment: str = ""
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):

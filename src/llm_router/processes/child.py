@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import faulthandler
 import json
+import logging
 import os
 import signal
 import socket
@@ -42,6 +43,17 @@ _CLOSE_S: Final = 0.2
 """Seconds a loop has for closing its listening sockets itself, before the thread does it for one that hangs."""
 
 _Callback = Callable[[], None]
+
+
+def log_to_stderr(process: str) -> None:
+    """Let `logging` write lines like the supervisor's, whose stderr it is: `2026-01-31T12:00:00.000Z control: ...`."""
+    form = logging.Formatter(
+        f"%(asctime)s.%(msecs)03dZ {process}: %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S"
+    )
+    form.converter = time.gmtime
+    handler = logging.StreamHandler()
+    handler.setFormatter(form)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 class Child:

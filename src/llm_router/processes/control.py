@@ -33,7 +33,7 @@ from llm_router.observe.health import Health, Inputs, ModelState, Report
 from llm_router.observe.metrics.slots import Segment
 from llm_router.processes.backends import BackendWatch
 from llm_router.processes.board import worker_row
-from llm_router.processes.child import EXIT_REFUSED, Child
+from llm_router.processes.child import EXIT_REFUSED, Child, log_to_stderr
 from llm_router.processes.local import LocalModels
 from llm_router.processes.measure import Levels, LoadedModel, Measurements
 from llm_router.processes.orders import OrderRefused, Orders, SupervisorState
@@ -343,6 +343,7 @@ class Control:
                 u.resident_bytes for name, u in uses.items() if u is not None and name.startswith("runner-")
             ),
             engine="llama.cpp" if self._local.addresses() else "",
+            environment=self._settings.server.environment,
         )
 
     def _model_state(self, model: ModelSpec) -> ModelState:
@@ -421,9 +422,7 @@ async def _run(child: Child, settings: Settings, reload: Callable[[], Settings])
 def main() -> None:
     """`python -m llm_router.processes.control --spec-fd N`; the supervisor starts it."""
     child = Child.from_argv()
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s control %(name)s: %(message)s"
-    )
+    log_to_stderr(child.spec.name)
     plan = child.spec.plan
 
     def read() -> Settings:

@@ -18,9 +18,11 @@ from typing import Any, Final, Literal, TypeVar
 import msgspec
 
 from llm_router.admin.models import LocalModel
+from llm_router.chat import NOT_JSON
 from llm_router.config.settings import ModelSettings
 from llm_router.errors import (
     BadModelFile,
+    BadOptions,
     InvalidRequest,
     ModelError,
     ModelNotFound,
@@ -41,7 +43,7 @@ _ATTEMPTS: Final = 3
 
 _FIXED: Final = frozenset({"name", "path", "key"})
 _ERRORS: Final[Mapping[str, type[ModelError]]] = {
-    error.code: error for error in (BadModelFile, OutOfMemory, RunnerFailed)
+    error.code: error for error in (BadModelFile, BadOptions, OutOfMemory, RunnerFailed)
 }
 _STATES: Final[Mapping[str, Literal["loading", "loaded", "failed", "unloading"]]] = {
     "starting": "loading",
@@ -195,7 +197,7 @@ class LocalModels:
     async def load(self, name: str, options: Mapping[str, Any]) -> LocalModel:
         """Load `name`, a configured model or a file of the models folder, and return when it serves.
 
-        Raises: ModelNotFound, BadModelFile, OutOfMemory, RunnerFailed, InvalidRequest, Unavailable.
+        Raises: ModelNotFound, BadModelFile, BadOptions, OutOfMemory, RunnerFailed, InvalidRequest, Unavailable.
         """
         model = await self._find(name)
         child = self._orders.state.runner(model.name)
@@ -354,7 +356,7 @@ class _Names:
         if self._names is None:
             try:
                 self._names = set(msgspec.json.decode(self._path.read_bytes(), type=list[str]))
-            except (OSError, msgspec.DecodeError):
+            except (OSError, *NOT_JSON):
                 self._names = set()
         return self._names
 
@@ -399,7 +401,10 @@ def _with_options(model: ModelSettings, options: Mapping[str, Any]) -> ModelSett
     try:
         runner = msgspec.convert({**model.runner.payload(), **options, "key": new_key()}, RunnerSpec)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(str(error).replace("$.", "options."), param="options", code="invalid_type") from None
+        problem, _, path = str(error).replace("`", "").partition(" - at $.")
+        raise InvalidRequest(
+            f"options.{path}: {problem.lower()}", param=f"options.{path}", code="invalid_type"
+        ) from None
     return msgspec.structs.replace(model, runner=runner)
 
 

@@ -18,7 +18,7 @@ from typing import Final, Literal, Self
 
 import msgspec
 
-from llm_router.errors import BadModelFile, ModelError, OutOfMemory, RunnerFailed
+from llm_router.errors import BadModelFile, BadOptions, ModelError, OutOfMemory, RunnerFailed
 from llm_router.models.launch import RunnerSpec, check
 from llm_router.processes.board import Board
 from llm_router.processes.child import DRAIN, EXIT_REFUSED, LONGEST_REPORT_BYTES
@@ -31,7 +31,9 @@ _LEAVE_S: Final = 3.0
 
 _MOST_RUNNERS: Final = 64
 
-_ERRORS: Final[dict[str, type[ModelError]]] = {error.code: error for error in (BadModelFile, OutOfMemory, RunnerFailed)}
+_ERRORS: Final[dict[str, type[ModelError]]] = {
+    error.code: error for error in (BadModelFile, BadOptions, OutOfMemory, RunnerFailed)
+}
 
 RunnerState = Literal["starting", "ready", "backoff", "stopping", "failed"]
 
@@ -139,7 +141,7 @@ class OwnRunners:
     async def start(self, spec: RunnerSpec) -> Running:
         """Start a runner and wait until it answers.
 
-        Raises BadModelFile or OutOfMemory before a process exists, RunnerFailed if it does not become
+        Raises BadModelFile, BadOptions or OutOfMemory before a process exists, RunnerFailed if it does not become
         ready or the name is taken. Cancelling ends the runner.
         """
         former = self._lives.get(spec.name)

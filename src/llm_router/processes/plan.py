@@ -77,9 +77,9 @@ class ChildSpec(NamedTuple):
     """What one child is, and the descriptors it inherits.
 
     `lifeline_fd` is read: bytes are orders, its end means that the supervisor is gone. `status_fd` takes
-    JSON lines to the supervisor. `segments` are pairs (name, descriptor): a worker gets its own, control
-    gets its own first and then those of all others, a runner none. `listen_fds` are listening sockets,
-    for workers only; control finds its sockets in `payload` as `monitoring_fd` (-1 for none), `cli_fd`,
+    JSON lines to the supervisor. `segments` are pairs (name, descriptor), the child's own first: a worker
+    gets those of the other workers too, control those of all others, a runner none. `listen_fds` are listening
+    sockets, for workers only; control finds its sockets in `payload` as `monitoring_fd` (-1 for none), `cli_fd`,
     `forward_fd`, `snapshot_fd` and `channel_fd`; the payload of a runner is what control handed in.
     """
 

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 _BEAT_S: Final = 0.5
 _LEAVING_POLL_S: Final = 0.05
+_IDLE_LOOKS: Final = 10
+"""Looks in a row that find it idle before a runner with clients leaves: the last bytes of an answer are written
+after its slot was freed (seen on a busy machine: a stream lost its end)."""
+
 _LONGEST_LOG_BYTES: Final = 1 << 20
 
 _WARNINGS: Final = 2
@@ -53,7 +57,9 @@ def main() -> NoReturn:
     child.report({"event": "ready", **ready})
     while not drain.wait(_BEAT_S):
         child.beat()
-    while _is_busy(ready["port"], key):
+    idle_looks = 0
+    while idle_looks < _IDLE_LOOKS and _has_clients(ready["port"]):
+        idle_looks = 0 if _is_generating(ready["port"], key) else idle_looks + 1
         child.beat()
         time.sleep(_LEAVING_POLL_S)
     # Destroying the server would wait for generations that nobody reads any more, so it is not destroyed.
@@ -194,15 +200,18 @@ def _ended_by_orders(lifeline_fd: int) -> Iterator[None]:
         fcntl.fcntl(lifeline_fd, fcntl.F_SETFL, flags)
 
 
-def _is_busy(port: int, key: str) -> bool:
-    """Whether somebody still waits for an answer. llama.cpp goes on after a client left, so look for clients too."""
+def _has_clients(port: int) -> bool:
+    """Whether anybody is connected who may wait for an answer. (llama.cpp generates on after its client left.)"""
     import psutil
 
-    if not any(
+    return any(
         link.status == psutil.CONN_ESTABLISHED and link.laddr.port == port
         for link in psutil.Process().net_connections("tcp")
-    ):
-        return False
+    )
+
+
+def _is_generating(port: int, key: str) -> bool:
+    """Whether llama.cpp works on an answer or has one waiting; False too if it does not say."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1.0)
     try:
         connection.request("GET", "/metrics", headers={"authorization": f"Bearer {key}"})

@@ -60,7 +60,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
             return None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.load_cert_chain(self.tls_cert_file, self.tls_key_file or None)
+        context.load_cert_chain(self.tls_cert_file, self.tls_key_file or None, password="")
         return context
 
 
@@ -282,6 +282,7 @@ class SnapshotClient:
     Args:
         path: of control's socket, of any length.
         on_snapshot: called in the loop with each snapshot; must not raise.
+        on_dropped: called for each fact that is dropped.
         retry_s: seconds between attempts to connect.
         batch_s: seconds that facts are gathered before they are sent.
     """
@@ -291,6 +292,7 @@ class SnapshotClient:
         path: str,
         on_snapshot: Callable[[Snapshot], None],
         *,
+        on_dropped: Callable[[], None] = lambda: None,
         loop: asyncio.AbstractEventLoop | None = None,
         retry_s: float = 0.05,
         batch_s: float = 0.1,
@@ -299,6 +301,7 @@ class SnapshotClient:
         self.latest: Snapshot | None = None
         self._path = path
         self._on_snapshot = on_snapshot
+        self._on_dropped = on_dropped
         self._loop = loop or asyncio.get_running_loop()
         self._retry_s = retry_s
         self._batch_s = batch_s
@@ -331,6 +334,7 @@ class SnapshotClient:
         if len(self._waiting) >= self._max_facts:
             self._waiting.popleft()
             self._dropped += 1
+            self._on_dropped()
         self._waiting.append(fact)
         if self._flush_timer is None and self._line is not None:
             self._flush_timer = self._loop.call_later(self._batch_s, self.flush)

@@ -51,7 +51,7 @@ _START_S: Final = 60.0  # a worker or control that is not ready by then hangs; i
 _CONTROL_HANG_S: Final = 30.0  # control may do what is slow; requests go on without it
 _DUMP_S: Final = 0.2  # for a hung child to print its stack: the C handler needs no turn of the interpreter
 _LEAVE_S: Final = 3.0  # for runners and control, which have nothing left in flight when they are told to leave
-_GRACE_S: Final = 1.0  # workers bound their drain themselves; this is for the leaving after it
+_GRACE_S: Final = 3.0  # workers bound their drain themselves, then cut what is left, which takes them up to 2 s
 _SERVED_CEILING_S: Final = 0.5  # a worker or control that had been ready is back within 1 s, however often it dies
 _START_ATTEMPTS: Final = 5  # deaths of a child that was never ready, until the whole start has failed
 _MOST_DESCRIPTORS: Final = 65536  # a worker holds up to 4,096 clients and as many upstream connections
@@ -220,11 +220,11 @@ class Supervisor:
     def _segments_for(self, post: _Post) -> list[tuple[str, int]]:
         if post.segment is None:
             return []
-        own = [(post.name, post.segment.fd)]
-        if post.role != "control":
-            return own
+        own = (post.name, post.segment.fd)
         others = [(other.name, other.segment.fd) for other in self._posts if other.segment and other is not post]
-        return [*own, *others, (_SEGMENT_NAME, self._segment.fd)]
+        if post.role == "control":
+            return [own, *others, (_SEGMENT_NAME, self._segment.fd)]
+        return [own, *((name, fd) for name, fd in others if name != self._control.name)]
 
     # -- starting ---------------------------------------------------------------------------------------
 

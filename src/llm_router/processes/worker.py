@@ -11,11 +11,12 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import random
 import socket
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn
 
 import uvloop
 
@@ -24,14 +25,17 @@ from llm_router.backends.connections import SWEEP_S, Connections
 from llm_router.gateway.core import Core
 from llm_router.gateway.forward import Forwarder, control_pool
 from llm_router.gateway.front import Front
+from llm_router.gateway.listener import Listener
 from llm_router.instruments import Instruments
 from llm_router.observe.metrics.slots import Segment, Writer
 from llm_router.processes.board import CONTROL_ROW
-from llm_router.processes.child import Child
+from llm_router.processes.child import Child, log_to_stderr
 from llm_router.processes.garbage import Collections
-from llm_router.processes.listen import BACKLOG
+from llm_router.processes.loads import Loads
 from llm_router.processes.snapshot import BackendSeen, Snapshot, SnapshotClient
 from llm_router.routing.router import Router
+
+_log = logging.getLogger("llm_router.worker")
 
 _ORPHAN_S = 3.0
 """Seconds that replies in flight get when the supervisor is gone; 4 s after that moment the process ends anyway."""
@@ -48,8 +52,11 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._stopped = asyncio.Event()
         spec = child.spec
-        segment = Segment.attach(spec.segments[0][1], writable=True)
+        (_, own), *others = spec.segments
+        segment = Segment.attach(own, writable=True)
         self._writer = Writer(segment, families.FAMILIES, dropped=families.SERIES_DROPPED)
+        self._loads = Loads(self._writer, [Segment.attach(fd, writable=False) for _, fd in others])
+        self._admitted_backends: frozenset[str] = frozenset()
         self._instruments = Instruments(self._writer)
         self._lag = self._writer.histogram(families.EVENT_LOOP_LAG, spec.name)
         self._collections = Collections(self._writer, spec.name)
@@ -62,17 +69,20 @@ class Worker:
             rng=random.Random(),
         )
         self._control = control_pool(spec.plan.forward_path)
+        self._is_serving = False
         self._core: Core | None = None
         self._draining: asyncio.Task[None] | None = None
         self._front: Front | None = None
-        self._servers: list[asyncio.Server] = []
-        self._news = SnapshotClient(spec.plan.snapshot_path, self._apply)
+        self._listeners: list[Listener] = []
+        self._news = SnapshotClient(
+            spec.plan.snapshot_path, self._apply, on_dropped=lambda: self._instruments.error("facts_dropped")
+        )
 
     async def run(self) -> None:
         """Serve until told to drain, or until the supervisor is gone."""
         self._child.watch(on_drain=lambda: self._post(self._drain), on_orphaned=lambda: self._post(self._abandon))
         self._collections.start()
-        ticking = asyncio.create_task(self._tick())
+        ticking = self._keep(self._tick())
         try:
             async with self._news:
                 await self._stopped.wait()
@@ -91,7 +101,17 @@ class Worker:
 
     def _apply(self, snapshot: Snapshot) -> None:
         """Called with each snapshot, in the loop."""
+        try:
+            self._use(snapshot)
+        except Exception as error:
+            if not self._is_serving:
+                _give_up(error)
+            _log.exception("a snapshot cannot be used; the one before it stays in force")
+            self._instruments.error("internal")
+
+    def _use(self, snapshot: Snapshot) -> None:
         self._router.update(snapshot.table)
+        self._admitted_backends = frozenset(snapshot.admitted_backends)
         admitted = set(snapshot.admitted_models)
         self._instruments.admit(
             (model.name, self._router.strategy_of(model.name))
@@ -104,7 +124,13 @@ class Worker:
             self._core.allow(snapshot.access)
 
     def _open(self, snapshot: Snapshot) -> None:
-        """The first snapshot: begin to listen."""
+        """The first snapshot: begin to listen. Without its certificate the worker ends; its successor tries again."""
+        try:
+            context = snapshot.tls_context()
+        except OSError as error:
+            _log.error("no TLS with the certificate %s: %s", snapshot.tls_cert_file, error)
+            self._stopped.set()
+            return
         control_age = self._control_age
         self._core = Core(
             self._router,
@@ -115,22 +141,17 @@ class Worker:
             clock=time.monotonic,
         )
         self._front = Front(self._core, self._core.refuse, snapshot.front, self._instruments, loop=self._loop)
-        self._opening = self._loop.create_task(self._listen(snapshot))
-
-    async def _listen(self, snapshot: Snapshot) -> None:
-        assert self._front is not None
-        context = snapshot.tls_context()
         for fd in self._child.spec.listen_fds:
-            sock = socket.socket(fileno=fd)
-            sock.setblocking(False)
-            server = await self._loop.create_server(
-                self._front.protocol_factory,
-                sock=sock,
-                ssl=context,
-                backlog=BACKLOG,
-                ssl_handshake_timeout=None if context is None else snapshot.front.header_timeout_s,
+            self._listeners.append(
+                Listener(
+                    socket.socket(fileno=fd),
+                    self._front.protocol_factory,
+                    loop=self._loop,
+                    tls=context,
+                    handshake_s=snapshot.front.header_timeout_s,
+                )
             )
-            self._servers.append(server)
+        self._is_serving = True
         self._child.report({"event": "ready"})
 
     def _control_age(self) -> float:
@@ -142,7 +163,7 @@ class Worker:
     # -- time ------------------------------------------------------------------------------------------
 
     async def _tick(self) -> None:
-        """Heartbeat, loop lag and every deadline of the upstream side, ten times a second."""
+        """Heartbeat, loop lag, every deadline of the upstream side and the other workers' load, ten times a second."""
         due = time.monotonic() + SWEEP_S
         while True:
             self._child.beat()
@@ -152,9 +173,17 @@ class Worker:
             self._collections.flush()
             await self._connections.sweep(now)
             self._control.sweep(now)
+            self._loads.tell(self._connections.in_use(), self._admitted_backends)
+            self._router.count_elsewhere(self._loads.elsewhere())
             due = now + SWEEP_S
 
     # -- the end ---------------------------------------------------------------------------------------
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task that this worker is nothing without: if it fails, the worker ends, and is replaced."""
+        task = self._loop.create_task(work)
+        task.add_done_callback(_kept_ended)
+        return task
 
     def _post(self, step: Callable[[], None]) -> None:
         """From the lifeline's thread into the loop."""
@@ -165,7 +194,7 @@ class Worker:
             self._stopped.set()
             return
         if self._draining is None:
-            self._draining = self._loop.create_task(self._finish(self._core, self._front))
+            self._draining = self._keep(self._finish(self._core, self._front))
 
     async def _finish(self, core: Core, front: Front) -> None:
         """Inferences in flight end, while new ones and probes are told 503; then nothing listens any more."""
@@ -177,9 +206,9 @@ class Worker:
         self._stopped.set()
 
     def _close_listeners(self) -> None:
-        for server in self._servers:
-            server.close()
-        self._servers.clear()
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
 
     def _abandon(self) -> None:
         """The supervisor is gone: stop listening at once, give replies in flight three seconds."""
@@ -187,11 +216,22 @@ class Worker:
         if self._front is None:
             self._stopped.set()
         else:
-            self._leaving = self._loop.create_task(self._leave(self._front))
+            self._leaving = self._keep(self._leave(self._front))
 
     async def _leave(self, front: Front) -> None:
         await front.drain(_ORPHAN_S)
         self._stopped.set()
+
+
+def _kept_ended(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _give_up(error)
+
+
+def _give_up(error: BaseException) -> NoReturn:
+    """End at once; what is in flight counts as lost, and the supervisor starts a successor."""
+    _log.critical("the worker cannot go on", exc_info=error)
+    os._exit(1)
 
 
 async def _run(child: Child) -> None:
@@ -201,11 +241,7 @@ async def _run(child: Child) -> None:
 def main() -> None:
     """`python -m llm_router.processes.worker --spec-fd N`; the supervisor starts it."""
     child = Child.from_argv()
-    logging.basicConfig(
-        level=logging.INFO,
-        stream=sys.stderr,
-        format=f"%(asctime)s %(levelname)s {child.spec.name} %(name)s: %(message)s",
-    )
+    log_to_stderr(child.spec.name)
     gc.freeze()  # what was imported lives as long as the process: collections need not look at it
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_run(child))

@@ -27,7 +27,8 @@ class Candidate(Protocol):
 
     @property
     def in_use(self) -> int:
-        """Requests of this process that the backend is working on, those waiting for a connection included."""
+        """Requests that the backend is working on, those waiting for a connection included: exact for this process,
+        and what other processes last said of theirs."""
 
 
 class Policy(Protocol):
@@ -56,7 +57,7 @@ class RoundRobin:
 
 
 class LeastLoaded:
-    """The deployment with the fewest requests in this process; equals take turns, so that idle ones share."""
+    """The deployment with the fewest requests in flight; equals take turns, so that idle ones share."""
 
     name = "least-loaded"
 

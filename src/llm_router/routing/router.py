@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import difflib
+import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 
 import msgspec
 
 from llm_router.backends.base import Backend
-from llm_router.chat import InferenceRequest, Usage
+from llm_router.chat import Endpoint, InferenceRequest, Usage
 from llm_router.errors import (
     BackendBusy,
     BackendError,
@@ -26,6 +27,7 @@ from llm_router.errors import (
     BackendTimeout,
     BackendUnavailable,
     BadReply,
+    CannotEmbed,
     FaultDomain,
     ModelNotFound,
     RouterError,
@@ -38,9 +40,10 @@ from llm_router.signals import OTHER, Attempt, RequestRecord
 from llm_router.upstream.pool import Reply
 
 _RETRYABLE_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
-_MAX_ERROR_BODY = 64 * 1024
+_NO_SUCH_ENDPOINT = frozenset({404, 405, 501})
 _DOWN_AFTER = 3  # consecutive failures to reach a backend before it is reported down: one may be chance
 _EVENT_STREAM = b"text/event-stream"
+_NOT_AGAIN = BackendTimeout | BackendOverloaded | BackendBusy | CannotEmbed
 
 
 class RetryReason(StrEnum):
@@ -51,6 +54,7 @@ class RetryReason(StrEnum):
     BUSY = "busy"
     OVERLOADED = "overloaded"
     BAD_REPLY = "bad-reply"
+    UNSUPPORTED = "unsupported"
     SERVER_ERROR = "server-error"
     NOT_READY = "not-ready"
 
@@ -103,17 +107,19 @@ class Exchange:
 class _Target:
     """A deployment: its backend, and the model's name there."""
 
-    __slots__ = ("backend", "name", "ready", "upstream_model")
+    __slots__ = ("_elsewhere", "backend", "may_embed", "name", "ready", "upstream_model")
 
-    def __init__(self, backend: Backend, upstream_model: str, *, ready: bool) -> None:
+    def __init__(self, backend: Backend, upstream_model: str, spec: BackendSpec, elsewhere: Mapping[str, int]) -> None:
+        self._elsewhere = elsewhere
         self.backend = backend
         self.name = backend.name
         self.upstream_model = upstream_model
-        self.ready = ready
+        self.ready = spec.ready
+        self.may_embed = spec.embeddings is not False
 
     @property
     def in_use(self) -> int:
-        return self.backend.in_use
+        return self.backend.in_use + self._elsewhere.get(self.name, 0)
 
 
 class _Model:
@@ -125,6 +131,18 @@ class _Model:
         self.targets = targets
         self.policy = policy
         self.fallbacks = spec.fallbacks
+
+    @property
+    def is_ready(self) -> bool:
+        return any(target.ready for target in self.targets)
+
+    def candidates(self, endpoint: Endpoint) -> list[_Target]:
+        """The deployments that may be asked now; none while no backend of the model is up."""
+        ready = [target for target in self.targets if target.ready]
+        if endpoint is Endpoint.EMBEDDING:
+            # If none may, the first one explains why not.
+            return [target for target in ready if target.may_embed] or ready
+        return ready
 
 
 class Router:
@@ -156,6 +174,7 @@ class Router:
         self._backends: dict[str, tuple[BackendSpec, Backend]] = {}
         self._policies: dict[str, Policy] = {}
         self._failures: dict[str, int] = {}
+        self._elsewhere: dict[str, int] = {}
         self._retry = RetrySpec()
         self._budget = RetryBudget(self._retry)
         self.table = RoutingTable()
@@ -163,18 +182,29 @@ class Router:
     # -- the table -----------------------------------------------------------------------------------
 
     def update(self, table: RoutingTable) -> None:
-        """Swap the table. Backends that did not change keep their connections."""
-        before, self._backends = self._backends, {}
-        for spec in table.backends:
-            old = before.get(spec.name)
-            if old is not None and _same_server(old[0], spec):
-                del before[spec.name]
-                self._backends[spec.name] = (spec, old[1])
-            else:
-                self._backends[spec.name] = (spec, self._open_backend(spec))
-        for _, backend in before.values():
-            self._close_backend(backend)
-        self._failures = {name: count for name, count in self._failures.items() if name in self._backends}
+        """Swap the table. Backends that did not change keep their connections.
+
+        Raises: what `open_backend` raises; nothing has changed then.
+        """
+        backends: dict[str, tuple[BackendSpec, Backend]] = {}
+        opened: dict[str, Backend] = {}
+        try:
+            for spec in table.backends:
+                old = self._backends.get(spec.name)
+                if old is not None and _same_server(old[0], spec):
+                    backends[spec.name] = (spec, old[1])
+                else:
+                    opened[spec.name] = self._open_backend(spec)
+                    backends[spec.name] = (spec, opened[spec.name])
+        except BaseException:
+            for backend in opened.values():
+                self._close_backend(backend)
+            raise
+        for name, (_, backend) in self._backends.items():
+            if name in opened or name not in backends:
+                self._close_backend(backend)
+                self._failures.pop(name, None)
+        self._backends = backends
         if table.retry != self._retry:
             self._retry = table.retry
             self._budget = RetryBudget(table.retry)
@@ -183,7 +213,7 @@ class Router:
             targets = []
             for deployment in model.deployments:
                 spec, backend = self._backends[deployment.backend]
-                targets.append(_Target(backend, deployment.upstream_model, ready=spec.ready))
+                targets.append(_Target(backend, deployment.upstream_model, spec, self._elsewhere))
             strategy = model.strategy or table.strategy
             policy = self._policies.get(strategy)
             if policy is None:
@@ -195,9 +225,14 @@ class Router:
         """The backends of the current table."""
         return (backend for _, backend in self._backends.values())
 
+    def count_elsewhere(self, in_use: Mapping[str, int]) -> None:
+        """Take in how many requests other processes have in flight, by backend: `least-loaded` adds them to ours."""
+        self._elsewhere.clear()
+        self._elsewhere.update(in_use)
+
     def is_ready(self) -> bool:
         """Whether at least one model can be asked now."""
-        return any(target.ready for model in self._models.values() for target in model.targets)
+        return any(model.is_ready for model in self._models.values())
 
     def default_model(self) -> str:
         """The model of callers that name none; the only one there is, if no default is configured."""
@@ -224,23 +259,19 @@ class Router:
 
         Raises: ModelNotFound; Unavailable when no deployment is ready; BackendError when none answered.
         """
-        name = request.model
-        first = self._models.get(name)
+        first = self._models.get(request.model)
         if first is None:
-            raise ModelNotFound(self.not_found(name))
+            raise ModelNotFound(self.not_found(request.model))
         self._budget.request(self._clock())
         exchange, failure = await self._try_model(first, request, record)
-        if failure is None and exchange is not None:
-            return exchange
         for name in first.fallbacks:
-            if failure is not None and not failure.retryable and not isinstance(failure, Unavailable):
+            if failure is None or not (failure.retryable or isinstance(failure, Unavailable)):
                 break
-            if exchange is not None:
-                exchange.finish(self._clock(), exchange.attempt.outcome)
-            record.fallback_reasons += ((record.model, _reason(failure, exchange)),)
-            exchange, failure = await self._try_model(self._models[name], request, record)
-            if failure is None and exchange is not None:
-                return exchange
+            model = self._models.get(name)
+            if model is None or not model.is_ready:
+                continue  # it left with a newer table, or has nothing to say: what we have is the better answer
+            record.fallback_reasons += ((record.model, _reason(failure)),)
+            exchange, failure = await self._try_model(model, request, record)
         if exchange is not None:
             return exchange
         assert failure is not None
@@ -252,43 +283,46 @@ class Router:
         """Every attempt at one model: (reply, None), (reply with a retryable error status, it) or (None, error)."""
         record.model = model.name
         record.strategy = model.policy.name
-        candidates = [target for target in model.targets if target.ready]
-        if not candidates:
-            return None, Unavailable(
-                f"model {model.name!r} is not ready: no backend of it is up; see /admin/models, or retry shortly"
-            )
+        exchange: Exchange | None = None
+        failure: RouterError | None = None
         tried: set[str] = set()
         retry = 0
         while True:
-            index, reason = model.policy.choose(model.name, candidates)
-            target = candidates[index]
-            if retry == 0:
+            # The table may have been swapped since the last attempt: the connections of the old one are closed.
+            model = self._models.get(model.name, model)
+            candidates = model.candidates(request.endpoint)
+            if not candidates:
+                return exchange, failure or Unavailable(
+                    f"model {model.name!r} is not ready: no backend of it is up; GET /admin/models or "
+                    "`llm-router models list` tells more; or retry shortly"
+                )
+            choices = [target for target in candidates if target.name not in tried] or candidates
+            index, reason = model.policy.choose(model.name, choices)
+            target = choices[index]
+            if failure is None:
                 record.reason = reason
+            else:
+                record.retry_reasons += ((model.name, _reason(failure)),)
             exchange, failure = await self._attempt(target, request, record)
             if failure is None:
                 return exchange, None
             retry += 1
             tried.add(target.name)
-            elsewhere = [other for other in candidates if other.name not in tried]
-            if not self._may_retry(failure, retry, has_other=bool(elsewhere)):
+            has_other = any(other.name not in tried for other in candidates)
+            if not self._may_retry(failure, retry, has_other=has_other):
                 return exchange, failure
-            if exchange is not None:
-                exchange.finish(self._clock(), "")
-            record.retry_reasons += (_reason(failure, exchange),)
-            if elsewhere:
-                candidates = elsewhere
-            else:
+            if not has_other:
                 await asyncio.sleep(backoff_s(self._retry, retry, self._rng))
 
     def _may_retry(self, failure: RouterError, retry: int, *, has_other: bool) -> bool:
         """Another backend may be tried after any retryable fault; the same one only if it may have recovered.
 
         A backend that said "too many" or did not answer for minutes is not asked again: its Retry-After goes
-        to the caller.
+        to the caller. Neither is one that cannot embed.
         """
         if not failure.retryable or retry >= self._retry.attempts:
             return False
-        if not has_other and isinstance(failure, BackendTimeout | BackendOverloaded | BackendBusy):
+        if not has_other and isinstance(failure, _NOT_AGAIN):
             return False
         return self._budget.spend(self._clock())
 
@@ -310,7 +344,8 @@ class Router:
             attempt.outcome = error.domain
             if exchange is not None:
                 exchange.reply.close()
-            self._seen(target.name, answered=not isinstance(error, BackendUnavailable | BackendTimeout))
+            if not isinstance(error, BackendBusy):  # that was our own bound
+                self._seen(backend, answered=not isinstance(error, BackendUnavailable | BackendTimeout))
             return None, error
         except BaseException:
             attempt.ended_at = self._clock()
@@ -319,7 +354,7 @@ class Router:
                 exchange.reply.close()
             raise
         if self._failures:
-            self._seen(target.name, answered=True)
+            self._seen(backend, answered=True)
         return exchange, failure
 
     async def _receive(self, exchange: Exchange, backend: Backend, request: InferenceRequest) -> RouterError | None:
@@ -327,9 +362,17 @@ class Router:
         status = reply.status
         if status == 200 and request.stream and exchange.header(b"content-type").startswith(_EVENT_STREAM):
             exchange.body = await reply.chunk()
+            if not exchange.body:
+                raise BadReply(exchange.backend, "the stream ended before its first event")
             exchange.streaming = True
             return None
-        exchange.body = await reply.read()
+        body = await reply.read()
+        exchange.body = body if status == 200 else backend.without_secrets(body)
+        if status in _NO_SUCH_ENDPOINT and request.endpoint is Endpoint.EMBEDDING:
+            said = backend.problem_in(exchange.body)
+            raise CannotEmbed(
+                exchange.backend, f"cannot embed (it answered {status}{': ' if said else ''}{said}); ask another model"
+            )
         if status == 200:
             exchange.usage = backend.usage_of(exchange.body)
             exchange.finish(self._clock(), "success")
@@ -339,15 +382,19 @@ class Router:
         exchange.finish(self._clock(), outcome)
         return failure
 
-    def _seen(self, backend: str, *, answered: bool) -> None:
+    def _seen(self, backend: Backend, *, answered: bool) -> None:
         """Counts consecutive failures to reach a backend; tells when it goes down or comes back."""
+        name = backend.name
+        current = self._backends.get(name)
+        if current is None or current[1] is not backend:
+            return  # it was replaced meanwhile: that says nothing of its successor
         if answered:
-            if self._failures.pop(backend, 0) >= _DOWN_AFTER:
-                self._on_backend(backend, True)
+            if self._failures.pop(name, 0) >= _DOWN_AFTER:
+                self._on_backend(name, True)
         else:
-            count = self._failures[backend] = self._failures.get(backend, 0) + 1
+            count = self._failures[name] = self._failures.get(name, 0) + 1
             if count == _DOWN_AFTER:
-                self._on_backend(backend, False)
+                self._on_backend(name, False)
 
     def not_found(self, name: str) -> str:
         """The message for a model that does not exist, with close names."""
@@ -356,7 +403,10 @@ class Router:
         if close:
             hint = "did you mean " + " or ".join(repr(match) for match in close) + "?"
         elif self._models:
-            hint = f"GET /v1/models lists the {len(self._models)} there are"
+            names = ", ".join(repr(other) for other in itertools.islice(self._models, 4))
+            hint = f"there {'is' if len(self._models) == 1 else 'are'} {names}"
+            if len(self._models) > 4:
+                hint += f" and {len(self._models) - 4} more: GET /v1/models lists them"
         else:
             hint = "no model is configured yet; see `llm-router models --help`"
         return f"model {shown!r} does not exist; {hint}"
@@ -368,19 +418,19 @@ def _same_server(old: BackendSpec, new: BackendSpec) -> bool:
 
 
 def _failure_of(exchange: Exchange) -> RouterError | None:
-    """The error that a reply's status stands for; None when it is the caller's own (400, 401, 422…)."""
+    """The error that a reply's status stands for; None when it is the caller's own (400, 401, 422, 501…)."""
     status = exchange.status
     backend = exchange.backend
     if status in (429, 503):
         return BackendOverloaded(backend, status, exchange.retry_after_s)
-    if status in _RETRYABLE_STATUSES or status >= 500:
+    if status in _RETRYABLE_STATUSES or (status >= 500 and status != 501):
         return BackendRejected(backend, status)
     if status < 400:
         return BadReply(backend, f"answered {status}, which is no answer to an inference")
     return None
 
 
-def _reason(failure: RouterError | None, exchange: Exchange | None) -> RetryReason:
+def _reason(failure: RouterError) -> RetryReason:
     match failure:
         case BackendTimeout():
             return RetryReason.TIMEOUT
@@ -390,6 +440,8 @@ def _reason(failure: RouterError | None, exchange: Exchange | None) -> RetryReas
             return RetryReason.OVERLOADED
         case BadReply():
             return RetryReason.BAD_REPLY
+        case CannotEmbed():
+            return RetryReason.UNSUPPORTED
         case BackendUnavailable():
             return RetryReason.UNAVAILABLE
         case Unavailable():

@@ -121,8 +121,6 @@ class Pool:
         name: the backend's configured name, for errors.
         recorder: told about connections opened and closed (type `upstream`, protocol `http`).
         clock: monotonic seconds of the same kind that `sweep` gets; the loop's time when None.
-
-    Raises: OSError, ssl.SSLError when `tls_ca_file` cannot be read.
     """
 
     def __init__(
@@ -144,7 +142,13 @@ class Pool:
         self._first_byte_s = settings.first_byte_s or inf
         self._gap_s = settings.gap_s or inf
         self._total_s = settings.total_s or inf
-        self._tls = _tls_context(settings) if origin.scheme == "https" else None
+        self._tls: ssl.SSLContext | None = None
+        self._tls_problem = ""  # each request is told: one bad setting must not keep the other backends from serving
+        if origin.scheme == "https":
+            try:
+                self._tls = _tls_context(settings)
+            except OSError as error:
+                self._tls_problem = f"its tls_ca_file cannot be used: {error.strerror or error}"
         self._connections: set[Connection] = set()
         self._idle: list[Connection] = []  # the last one used is used first: the others may age and be closed
         self._waiting: deque[tuple[float, asyncio.Future[Connection | None]]] = deque()
@@ -174,8 +178,8 @@ class Pool:
 
     @property
     def in_use(self) -> int:
-        """Connections that carry a request or are being opened for one."""
-        return self._slots - len(self._idle)
+        """Requests that the backend is working on, those included whose connection is not open or not free yet."""
+        return self._slots - len(self._idle) + len(self._waiting)
 
     # -- requests --------------------------------------------------------------------------------------
 
@@ -380,6 +384,8 @@ class Pool:
 
     async def _open(self, connection: Connection) -> None:
         origin, loop = self.origin, self._loop
+        if self._tls_problem:
+            raise BackendUnavailable(self.name, self._tls_problem)
         if origin.scheme != "unix":
             await loop.create_connection(
                 lambda: connection,

@@ -42,14 +42,20 @@ def models(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_list_shows_state_and_memory(control: ScriptedBackend, tmp_path: Path) -> None:
-    """Why a model failed, too; in a pipe nothing is folded."""
-    failed = MODEL | {"name": "n", "state": "failed", "memory_bytes": None, "error": "starts with b'This': " + "x" * 60}
-    control.script(json_reply({"models": [MODEL, failed]}))
+    """Why a model cannot run, too, below the table; nothing is folded."""
+    problem = "starts with b'This': " + "x " * 120 + "end"
+    failed = MODEL | {"name": "n", "state": "failed", "memory_bytes": None, "error": problem}
+    unusable = failed | {"name": "o", "state": "available", "size_bytes": 1234, "error": "is empty"}
+    large = MODEL | {"name": "org/large", "size_bytes": 4_700_000_000, "memory_bytes": 6_100_000_000}
+    control.script(json_reply({"models": [MODEL, failed, unusable, large]}))
     result = models(tmp_path, "list")
     lines = [line.rstrip() for line in result.stdout.splitlines() if line.strip()]
     assert lines[0].split() == ["model", "state", "file", "size", "memory"]
-    assert lines[-2].split() == ["m", "loaded", "m.gguf", "98", "MB", "240", "MB"]
-    assert "failed: starts with b'This': " + "x" * 60 in lines[-1]
+    assert lines[1].split() == ["m", "loaded", "m.gguf", "98", "MB", "240", "MB"]
+    assert lines[2].split() == ["n", "failed", "m.gguf", "98", "MB"]
+    assert lines[3].split() == ["o", "unusable", "m.gguf", "2", "kB"]
+    assert lines[4].split() == ["org/large", "loaded", "m.gguf", "4.7", "GB", "6.1", "GB"]
+    assert lines[5:] == [f"n: {problem}", "o: is empty"]
 
 
 def test_list_of_nothing_says_how_to_get_a_model(control: ScriptedBackend, tmp_path: Path) -> None:

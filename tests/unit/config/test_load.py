@@ -70,6 +70,12 @@ def test_environment_stands_over_the_file_and_flags_over_both(folder: Path) -> N
     assert (server.host, server.port, server.metrics_port) == ("127.0.0.2", 1002, 2001)
 
 
+def test_the_environment_has_a_name(folder: Path) -> None:
+    """Production unless somebody says otherwise."""
+    assert load(None, {}, {}).server.environment == "production"
+    assert load(None, {"ENVIRONMENT": "staging"}, {}).server.environment == "staging"
+
+
 def test_folders_become_absolute(folder: Path) -> None:
     """Logs go below the data unless said otherwise; `~` is the home folder."""
     server = load(None, {"DATA_DIR": "d"}, {}).server
@@ -172,6 +178,11 @@ def test_secrets_do_not_show(folder: Path) -> None:
         ("backends: [{name: b, url: 'http://h', api_key: ''}]\n", "backends[0].api_key: is empty"),
         ("backends: [{name: b, url: 'http://h', headers: {a: 1}}]\n", "backends[0].headers.a: should be text"),
         ("backends: [{name: b, url: 'http://h', headers: {'a b': x}}]\n", "is no valid header"),
+        ("backends: [{name: b, url: 'http://h', headers: {a: '\u20ac'}}]\n", "is no valid header"),
+        ("backends: [{name: b, url: 'http://h', api_key: 'k\u00e4'}]\n", "backends[0].api_key: holds a space"),
+        ("backends: [{name: b, url: 'http://h/\u20ac'}]\n", "backends[0].url: should be ASCII"),
+        ("backends: [{name: b, url: 'https://h', tls_ca_file: none.pem}]\n", "backends[0].tls_ca_file: "),
+        ("backends: [{name: b, url: 'https://h', tls_ca_file: r.yaml}]\n", "r.yaml' cannot be used"),
         (
             "backends: [{name: b, url: 'http://h', timeouts: {conect: 1s}}]\n",
             "timeouts.conect: no such key; did you mean",

@@ -156,6 +156,13 @@ def test_a_control_that_is_not_there_is_503(tmp_path: Path) -> None:
                 with pytest.raises(Unavailable):
                     await Forwarder(pool, lambda: 0.0)(request(), client)
                 assert client.started and not client.ended
+        with ScriptedBackend(path=str(tmp_path / "c")) as control:
+            control.always(reply(b"", length=100), Close())
+            async with pool_to(tmp_path / "c") as pool:
+                client = Client()
+                with pytest.raises(Unavailable):
+                    await Forwarder(pool, lambda: 0.0)(request(), client)
+                assert not client.started  # so it can still be told the reason
 
     run(scenario())
 

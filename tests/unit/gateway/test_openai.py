@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from typing import Any
 
 import pytest
@@ -39,9 +40,9 @@ def test_replacing_the_span_changes_the_model_and_nothing_else(extra: dict[str, 
     for key in ("stream", "stream_options"):
         extra.pop(key, None)
     extra["nested"] = {"model": "inner", "text": '"model":"quoted"'}
-    for ascii_only in (True, False):
+    for ascii_only, separators in product((True, False), ((",", ":"), (", ", ": "))):
         fields = {**extra, "messages": [], "model": name}
-        body = json.dumps(fields, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+        body = json.dumps(fields, ensure_ascii=ascii_only, separators=separators).encode("utf-8", "surrogatepass")
         try:
             request = read_request(Endpoint.CHAT, body)
         except InvalidRequest:
@@ -62,8 +63,9 @@ def test_an_untouched_body_is_forwarded_byte_for_byte() -> None:
 
 
 @pytest.mark.parametrize("key", ["model", "mod\\u0065l", "\\u006dodel"])
-def test_two_model_keys_are_refused_however_they_are_written(key: str) -> None:
-    body = b'{"messages":[],"model":"cheap","%s":"dear"}' % key.encode()
+@pytest.mark.parametrize("space", [b"", b" "])
+def test_two_model_keys_are_refused_however_they_are_written(key: str, space: bytes) -> None:
+    body = b'{"messages":[],"model":%b"cheap","%b":"dear"}' % (space, key.encode())
     with pytest.raises(InvalidRequest, match="two `model` keys"):
         read_request(Endpoint.CHAT, body)
 
@@ -127,3 +129,26 @@ def test_the_error_object_is_the_one_clients_parse() -> None:
         "code": "model_not_found",
         "request_id": "req-1",
     }
+
+
+@given(
+    st.sampled_from(
+        (
+            b'{"model":"m","messages":[],"stream":true,"stream_options":{"a":1},"x":"y"}',
+            b'{ "messages": [], "m\\u006fdel": "m", "x": {"model": "n"} }',
+        )
+    ),
+    st.integers(0, 80),
+    st.integers(0, 3),
+    st.binary(max_size=4),
+)
+def test_a_damaged_body_is_the_callers_fault_or_none(body: bytes, at: int, lost: int, put: bytes) -> None:
+    """Whatever the bytes: text that is not UTF-8 too."""
+    damaged = body[:at] + put + body[at + lost :]
+    try:
+        request = read_request(Endpoint.CHAT, damaged)
+    except InvalidRequest as error:
+        assert error.message
+    else:
+        start, end = request.model_span
+        assert json.loads(request.body[start:end]) == request.model

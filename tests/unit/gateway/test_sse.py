@@ -59,6 +59,16 @@ def test_text_that_looks_like_usage_is_text() -> None:
     assert watch.usage is None
 
 
+def test_text_that_looks_like_the_end_is_text() -> None:
+    """A model may well write `[DONE]`, and some servers put the text last."""
+    event = b'data: {"choices":[{"delta":{"content":"[DONE]"}}]}'
+    watch = StreamWatch(hide_usage=True)
+    assert watch.feed(stream(event)) == stream(event)
+    assert (watch.done, watch.events) == (False, 1)
+    assert watch.feed(stream(DONE, b": bye")) == stream(DONE, b": bye")
+    assert watch.done
+
+
 def test_an_event_that_never_ends_is_not_held_for_ever() -> None:
     watch = StreamWatch(hide_usage=True)
     piece = b"x" * 300_000

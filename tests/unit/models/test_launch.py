@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from llm_router.errors import BadModelFile, OutOfMemory, RunnerFailed
+from llm_router.errors import BadModelFile, BadOptions, OutOfMemory, RunnerFailed
 from llm_router.models.launch import (
     RunnerSpec,
     check,
@@ -71,7 +71,7 @@ def test_impossible_numbers_are_refused(tmp_path: Path) -> None:
     """llama.cpp would end the process, or worse, work with them."""
     path = spec(tmp_path).path
     for wrong in ({"parallel": 0}, {"context_size": -1}, {"threads": 5000}, {"gpu_layers": -2}):
-        with pytest.raises(RunnerFailed, match=next(iter(wrong))):
+        with pytest.raises(BadOptions, match=next(iter(wrong))):
             check(RunnerSpec.from_payload({"name": "x", "path": path, **wrong}))
 
 
@@ -184,6 +184,6 @@ def test_slots_that_crash_llama_cpp_with_embeddings_are_refused(tmp_path: Path) 
     root = machine(tmp_path / "root", 8 * GB)
     for parallel in (1, 2, 4, 8):
         check(msgspec.structs.replace(before, parallel=parallel), root=root)
-    with pytest.raises(RunnerFailed, match="power of two"):
+    with pytest.raises(BadOptions, match="power of two"):
         check(msgspec.structs.replace(before, parallel=3), root=root)
     check(msgspec.structs.replace(before, parallel=3, embeddings=False), root=root)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import pytest
@@ -165,3 +166,17 @@ def test_reports_are_bounded_and_need_no_supervisor() -> None:
     board.close()
     for fd in (lifeline, ours, status):
         os.close(fd)
+
+
+def test_log_lines_look_like_the_supervisors() -> None:
+    """One clock and one shape for all processes, whatever the time zone."""
+    code = (
+        "import logging; from llm_router.processes.child import log_to_stderr as go; go('control'); logging.info('x')"
+    )
+    env = {**os.environ, "TZ": "America/New_York"}
+    before = datetime.now(UTC).replace(microsecond=0)
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    stamp, _, rest = done.stderr.partition(" ")
+    assert rest == "control: INFO root: x\n"
+    assert stamp.endswith("Z")
+    assert before <= datetime.fromisoformat(stamp) <= datetime.now(UTC)

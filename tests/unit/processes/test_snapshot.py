@@ -166,13 +166,17 @@ def test_facts_arrive_in_order_and_in_batches(tmp_path: Path) -> None:
 
 
 def test_facts_are_bounded_while_control_is_away(tmp_path: Path) -> None:
-    """The oldest are dropped, and counted."""
+    """The oldest are dropped, and counted; whoever owns the client is told of each."""
 
     async def scenario() -> None:
-        async with SnapshotClient(str(tmp_path / "none"), lambda _: None, max_facts=3) as client:
+        told: list[None] = []
+        async with SnapshotClient(
+            str(tmp_path / "none"), lambda _: None, on_dropped=lambda: told.append(None), max_facts=3
+        ) as client:
             for number in range(5):
                 client.send_fact(BackendSeen(str(number), up=True))
             assert (client.statistics().waiting, client.statistics().dropped) == (3, 2)
+            assert len(told) == 2
 
     run(scenario())
 

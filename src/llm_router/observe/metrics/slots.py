@@ -801,6 +801,7 @@ class Reader:
     def __init__(self, segments: Iterable[Segment], families: Iterable[Family]) -> None:
         self.families = tuple(families)
         self._sources = [_Source(segment) for segment in segments]
+        self._has_histograms = any(family.type == "histogram" for family in self.families)
         self._plan: list[tuple[Family, list[tuple[tuple[str, ...], list[_Part]]]]] = [(f, []) for f in self.families]
 
     def collect(self, readings: Iterable[Reading] = ()) -> Collected:
@@ -812,7 +813,7 @@ class Reader:
         for reading in readings:
             by_family.setdefault(reading.family.name, []).append(reading)
         values = [source.values for source in self._sources]
-        exemplars = self._exemplars()
+        exemplars = self._exemplars() if self._has_histograms else {}
         collected = []
         for family, entries in self._plan:
             rows = []
