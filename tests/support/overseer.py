@@ -47,9 +47,11 @@ class Overseer:
         for order in self._lines.read_all(self.ours.fileno())[0]:
             self.orders.append(order)
             error = getattr(self, f"_{order['op']}")(order)
-            self._send({"id": order["id"], "ok": not error, **({"error": error} if error else {})})
-            if not error and order["op"] != "announce":
+            is_changed = not error and order["op"] != "announce"
+            if is_changed:
                 self.tell()
+            self._send({"id": order["id"], "ok": not error, **({"error": error} if error else {})})
+            if is_changed:
                 self._become_what_is_scripted(order["name"])
 
     def close(self) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import sys
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -24,9 +25,13 @@ EPILOG = """Examples:
 
 In a conversation `/clear` forgets what was said, `/exit` or Ctrl-D ends it, and Ctrl-C stops an answer."""
 
+_COMMANDS: Final = "/clear forgets, /exit or Ctrl-D ends, Ctrl-C stops an answer."
+
 
 def chat(
-    prompt: Annotated[str | None, typer.Argument(help="What to ask; without it a conversation begins.")] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="What to ask; without it a conversation begins.")
+    ] = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", metavar="NAME", help="Model to ask.  [default: the first it lists]")
     ] = None,
@@ -48,8 +53,12 @@ def chat(
     given = {name: value for name, value in options.items() if value is not None}
     conversation = Conversation(base, api_key, system, given)
     if question:
-        for text in conversation.ask(question):
-            print(text, end="", flush=True)
+        try:
+            for text in conversation.ask(question):
+                print(text, end="", flush=True)
+        except KeyboardInterrupt:
+            print()  # the shell's prompt belongs on a line of its own
+            raise
         print()
     else:
         _converse(conversation)
@@ -115,17 +124,23 @@ def _converse(conversation: Conversation) -> None:
         import readline  # noqa: F401  (gives `input` its line editing)
 
     console = Console(highlight=False)
-    console.print("[dim]Ask something. /clear forgets, /exit or Ctrl-D ends, Ctrl-C stops an answer.[/dim]")
+    console.print(f"[dim]Ask something. {_COMMANDS}[/dim]")
     while True:
         try:
-            question = console.input("[bold]> [/bold]").strip()
-        except (EOFError, KeyboardInterrupt):
+            # Not by the console: line editing has to know the prompt, or it draws over it.
+            question = input("> ").strip()
+        except EOFError:
             console.print()
             return
+        except KeyboardInterrupt:
+            console.print(f"\n[dim]{_COMMANDS}[/dim]")
+            continue
         if question == "/exit":
             return
         if question == "/clear":
             conversation.clear()
+        elif re.fullmatch(r"/\w*", question):
+            console.print(f"[dim]There is no {question}. {_COMMANDS}[/dim]")
         elif question:
             _answer(conversation, question)
 

@@ -64,8 +64,9 @@ class Lines:
 class Channel:
     """The supervisor's end of the socket to control.
 
-    Replies are kept until they are sent, at most 4 MiB of them. States are not queued: `state` is asked
-    for the newest one when everything before it is sent, so a slow control misses states, never the last.
+    Replies are kept until they are sent, at most 4 MiB of them, each behind the state that it speaks of. Other states
+    are not queued: `state` is asked for the newest one when everything before it is sent, so a slow control misses
+    states, never the last.
     """
 
     def __init__(self, state: Callable[[], dict[str, Any]]) -> None:
@@ -82,6 +83,9 @@ class Channel:
         self._state_wanted = True
 
     def reply(self, message: dict[str, Any]) -> None:
+        """Answer an order, after the state if that changed."""
+        if self._state_wanted:
+            self._add_state()
         self._waiting += json.dumps(message).encode() + b"\n"
         if len(self._waiting) > _MOST_WAITING_BYTES:
             self.broken = True
@@ -97,8 +101,7 @@ class Channel:
             if not self._waiting:
                 if not self._state_wanted:
                     return
-                self._state_wanted = False
-                self._waiting += json.dumps(self._state()).encode() + b"\n"
+                self._add_state()
             try:
                 sent = self.ours.send(self._waiting)
             except BlockingIOError:
@@ -107,6 +110,10 @@ class Channel:
                 self.broken = True
                 return
             del self._waiting[:sent]
+
+    def _add_state(self) -> None:
+        self._state_wanted = False
+        self._waiting += json.dumps(self._state()).encode() + b"\n"
 
     def receive(self) -> list[dict[str, Any]]:
         """The orders that have arrived. Sets `broken` at the end of the stream."""

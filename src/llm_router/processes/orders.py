@@ -68,7 +68,7 @@ class Orders(asyncio.Protocol):
         self._states = 0
         self._news = asyncio.Event()
         self._next_id = 0
-        self._waiting: dict[int, asyncio.Future[tuple[dict[str, Any], int]]] = {}
+        self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._transport: asyncio.Transport | None = None
 
     async def connect(self, sock: socket.socket) -> None:
@@ -95,11 +95,11 @@ class Orders(asyncio.Protocol):
 
         Raises: OrderRefused, Unavailable.
         """
-        await self._newer_than(await self._order("start_runner", name=name, payload=payload))
+        await self._order("start_runner", name=name, payload=payload)
 
     async def stop_runner(self, name: str, grace_s: float) -> None:
         """End a runner; on return it is gone, from the state too. Raises: OrderRefused, Unavailable."""
-        await self._newer_than(await self._order("stop_runner", name=name, grace_s=grace_s))
+        await self._order("stop_runner", name=name, grace_s=grace_s)
 
     async def announce(self, text: str) -> None:
         """Print on the supervisor's stdout. Raises: OrderRefused, Unavailable."""
@@ -109,22 +109,21 @@ class Orders(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    async def _order(self, op: str, **fields: Any) -> int:
-        """Give an order. Returns how many states had come by the time of the answer: the next one shows its effect."""
+    async def _order(self, op: str, **fields: Any) -> None:
+        """Give an order and wait for the answer, which the state that shows its effect comes before."""
         if self._transport is None:
             raise Unavailable("the supervisor cannot be reached")
         self._next_id += 1
         id = self._next_id
-        answer: asyncio.Future[tuple[dict[str, Any], int]] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._waiting[id] = answer
         try:
             self._transport.write(json.dumps({"id": id, "op": op, **fields}).encode() + b"\n")
-            reply, states = await answer
+            reply = await answer
         finally:
             del self._waiting[id]
         if not reply.get("ok"):
             raise OrderRefused(str(reply.get("error", "no reason given")))
-        return states
 
     async def _newer_than(self, states: int) -> None:
         while self._states <= states:
@@ -142,7 +141,7 @@ class Orders(asyncio.Protocol):
             if message.get("event") == "state":
                 self._take_state(message)
             elif (answer := self._waiting.get(message.get("id", -1))) is not None and not answer.done():
-                answer.set_result((message, self._states))
+                answer.set_result(message)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None

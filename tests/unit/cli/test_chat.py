@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import select
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from llm_router.cli.chat import Conversation
 from llm_router.cli.options import CannotAsk, first_model
 from llm_router.testing import Close, ScriptedBackend, framed, json_reply, stream_head
+
+SOURCES = Path(__file__).parents[3] / "src"
+
+AT_A_TERMINAL = """
+import os, sys
+os.open(os.ttyname(0), os.O_RDWR)  # what a session opens first becomes the terminal whose Ctrl-C it gets
+from llm_router.cli import main
+main()
+"""
 
 
 def test_answers_arrive_in_pieces_and_are_remembered() -> None:
@@ -52,6 +67,58 @@ def test_errors_show_the_message_of_the_router() -> None:
         with pytest.raises(CannotAsk, match="answered 500"):
             list(conversation.ask("Hi"))
     assert conversation.messages == []
+
+
+def test_a_conversation_goes_on_until_it_is_ended(tmp_path: Path) -> None:
+    """Ctrl-C at the prompt only drops what was typed; an unknown command is not sent to the model."""
+    terminal, theirs = pty.openpty()
+    env = {"PATH": os.defpath, "HOME": str(tmp_path), "PYTHONPATH": str(SOURCES), "TERM": "dumb"}
+    with ScriptedBackend(tokens=("Fine",)) as backend:
+        chat = subprocess.Popen(
+            [sys.executable, "-c", AT_A_TERMINAL, "chat", "--url", backend.url, "--model", "m"],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=env,
+            start_new_session=True,
+        )
+        try:
+            os.close(theirs)
+            screen = _Screen(terminal)
+            seen = screen.until(b"> ")
+            os.write(terminal, b"half a que\x03")
+            seen += screen.until(b"> ")
+            os.write(terminal, b"/help\n")
+            seen += screen.until(b"> ")
+            os.write(terminal, b"How are you?\n")
+            seen += screen.until(b"Fine") + screen.until(b"> ")
+            os.write(terminal, b"\x04")
+            assert chat.wait(20) == 0
+        finally:
+            chat.kill()
+            chat.wait()
+            os.close(terminal)
+    assert seen.count(b"/exit or Ctrl-D ends") == 3
+    assert [request.json()["messages"] for request in backend.requests] == [
+        [{"role": "user", "content": "How are you?"}]
+    ]
+
+
+class _Screen:
+    """What a terminal shows, read step by step."""
+
+    def __init__(self, terminal: int) -> None:
+        self._terminal = terminal
+        self._unread = b""
+
+    def until(self, wanted: bytes) -> bytes:
+        """What comes up to and with `wanted`."""
+        while wanted not in self._unread:
+            there = select.select([self._terminal], [], [], 20)[0]
+            assert there, f"{wanted!r} did not come; there is {self._unread!r}"
+            self._unread += os.read(self._terminal, 4096)
+        before, _, self._unread = self._unread.partition(wanted)
+        return before + wanted
 
 
 def test_an_answer_cut_short_is_an_error_but_remembered() -> None:

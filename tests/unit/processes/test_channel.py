@@ -60,6 +60,19 @@ def test_the_state_is_sent_at_once_and_then_only_when_it_changed() -> None:
     channel.close()
 
 
+def test_a_reply_comes_after_the_state_that_it_speaks_of() -> None:
+    """Whoever is told that a runner is gone must not still find it in the state."""
+    runners = ["m"]
+    channel = Channel(lambda: {"runners": list(runners)})
+    channel.flush()
+    runners.clear()
+    channel.changed()
+    channel.reply({"id": 1, "ok": True})
+    channel.flush()
+    assert read_lines(channel.theirs) == [{"runners": ["m"]}, {"runners": []}, {"id": 1, "ok": True}]
+    channel.close()
+
+
 def test_a_slow_reader_misses_states_but_not_the_last_and_no_reply() -> None:
     """What waits does not grow with the number of changes."""
     number = 0
