@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import Final
 
@@ -112,6 +113,7 @@ def unfairness(contenders: Sequence[Contender]) -> str:
 
 _BAR_HEIGHT: Final = 22
 _LEFT: Final = 120
+_CAPTION_CHARACTERS = 110
 _WIDTH: Final = 720
 _OURS: Final = "#2a6f97"
 _OTHERS: Final = "#a9b4bd"
@@ -163,7 +165,9 @@ def picture(measured: Measured, contenders: Sequence[Contender], caption: str) -
         part, height = _panel(title, bars, top, digits)
         parts.append(part)
         top += height
-    parts.append(f'<text x="0" y="{top + 10}" class="caption">{html.escape(caption)}</text>')
+    for line in textwrap.wrap(caption, _CAPTION_CHARACTERS):
+        parts.append(f'<text x="0" y="{top + 10}" class="caption">{html.escape(line)}</text>')
+        top += 14
     style = (
         "text{font:12px system-ui,sans-serif;fill:#24292f}.title{font-weight:600}.caption{font-size:10px;fill:#57606a}"
         ".interval{stroke:#24292f;stroke-width:1.5;fill:none}"
