@@ -103,7 +103,8 @@ def pull(
         else:
             raise PullFailed(f"{target} is there already; pull with --replace or another --name")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # the data folder is its owner's alone
+        folder.mkdir(mode=0o700, exist_ok=True)
         _remove_leftovers(folder)
         with tempfile.TemporaryDirectory(prefix=f".pull-{os.getpid()}-", dir=folder) as work:
             file = _fetch(source, Path(work), progress, largest_bytes, pip)

@@ -292,3 +292,9 @@ def test_known_models_are_named_like_models() -> None:
     """The default model is known, and each hash is a SHA-256."""
     assert DEFAULT_MODEL in pulling.KNOWN
     assert all(len(wheel.sha256) == 64 for wheel in KNOWN.values())
+
+
+def test_a_data_folder_made_on_the_way_is_its_owners_alone(files: str, tmp_path: Path) -> None:
+    """As the router makes it: model files may be private, and sockets will stand beside them."""
+    pull(f"{files}/tiny.gguf", tmp_path / "data" / "models")
+    assert [oct(path.stat().st_mode & 0o777) for path in (tmp_path / "data", tmp_path / "data/models")] == ["0o700"] * 2
