@@ -95,32 +95,6 @@ class ModelNotFound(RequestError):
     status = 404
 
 
-class Forbidden(RequestError):
-    """The caller may not do this (a foreign web page, a missing scope)."""
-
-    code = "forbidden"
-    status = 403
-
-
-class Unauthorized(RequestError):
-    """A key is needed, or the key is wrong; which one is not told."""
-
-    code = "unauthorized"
-    status = 401
-
-
-class LimitExceeded(RequestError):
-    """A limit of ours refuses the request for now."""
-
-    code = "limit_exceeded"
-    status = 429
-    domain = FaultDomain.POLICY
-
-    def __init__(self, message: str, *, retry_after_s: float) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-
-
 class ShuttingDown(RouterError):
     """The process is draining: in-flight work ends, nothing new begins."""
 

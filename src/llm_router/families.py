@@ -189,7 +189,6 @@ ERROR_KINDS: Final[dict[str, tuple[str, str]]] = {
     "bad_request": ("gateway", "warning"),
     "forbidden": ("gateway", "warning"),
     "not_found": ("gateway", "warning"),
-    "unauthorized": ("gateway", "warning"),
     "client_gone": ("gateway", "warning"),
     "internal": ("gateway", "critical"),
     "unavailable": ("gateway", "error"),

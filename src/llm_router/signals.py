@@ -89,7 +89,6 @@ class RequestRecord:
         "gaps_s",
         "input_tokens",
         "is_inference",
-        "last_token_at",
         "method",
         "model",
         "outcome",
@@ -125,7 +124,6 @@ class RequestRecord:
         self.output_tokens = 0
         self.usage_source: UsageSource = "none"
         self.first_token_at = 0.0
-        self.last_token_at = 0.0
         self.gaps_s: list[float] | None = None
 
 

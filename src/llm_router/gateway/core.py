@@ -31,13 +31,10 @@ from llm_router.errors import (
     BackendUnavailable,
     BadReply,
     CannotEmbed,
-    Forbidden,
     InvalidRequest,
-    LimitExceeded,
     ModelNotFound,
     RouterError,
     ShuttingDown,
-    Unauthorized,
     Unavailable,
 )
 from llm_router.gateway import generate, openai
@@ -295,7 +292,6 @@ class Core:
         except BaseException:
             take_usage(watch, record, whole=False)
             raise
-        record.last_token_at = last
         record.outcome = "success"
         take_usage(watch, record, whole=True)
         exchange.attempt.ended_at, exchange.attempt.outcome = clock(), "success"
@@ -482,9 +478,6 @@ _ERROR_TYPES: tuple[tuple[type[RouterError], str], ...] = (
     (BackendUnavailable, "unreachable"),
     (BackendError, "inference_error"),
     (ModelNotFound, "not_found"),
-    (Unauthorized, "unauthorized"),
-    (Forbidden, "forbidden"),
-    (LimitExceeded, "limit"),
     (ShuttingDown, "unavailable"),
     (Unavailable, "unavailable"),
 )

@@ -360,7 +360,6 @@ class Connection(asyncio.Protocol):
         "_linger_until",
         "_method",
         "_missing",
-        "_opened_at",
         "_parsed_head",
         "_parsed_message",
         "_parser",
@@ -397,7 +396,6 @@ class Connection(asyncio.Protocol):
         self._client = ""
         self._counted = False
         self._served = False
-        self._opened_at = 0.0
         self._protocol_since = 0.0
         self._exchange: Exchange | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -438,7 +436,7 @@ class Connection(asyncio.Protocol):
         front = self.front
         self.transport = transport
         now = front.tick()
-        self._opened_at = self._protocol_since = self._received_at = now
+        self._protocol_since = self._received_at = now
         self.transport.set_write_buffer_limits(high=front.settings.high_water_bytes)
         peer = transport.get_extra_info("peername")
         if isinstance(peer, tuple) and len(peer) >= 2:

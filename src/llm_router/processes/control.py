@@ -248,8 +248,6 @@ class Control:
             table=self._table,
             access=settings.access,
             front=settings.front,
-            ready=self.readiness()[0],
-            draining=self._orders.state.draining,
             admitted_models=models,
             admitted_backends=backends,
             tls_cert_file=settings.server.tls_cert,

@@ -35,8 +35,6 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         version: grows with each publication of one control process.
-        ready: whether the router as a whole is ready to serve.
-        draining: whether it is leaving: no new work.
         admitted_models, admitted_backends: names that may become label values; every other is `__other__`.
         monitoring_paths: configured paths that are forwarded to control beside the usual ones.
         tls_cert_file, tls_key_file: PEM files with which the app port speaks TLS; empty for plain HTTP.
@@ -46,8 +44,6 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     table: RoutingTable = RoutingTable()
     access: AccessSettings = AccessSettings()
     front: FrontSettings = FrontSettings()
-    ready: bool = False
-    draining: bool = False
     admitted_models: tuple[str, ...] = ()
     admitted_backends: tuple[str, ...] = ()
     monitoring_paths: tuple[str, ...] = ()

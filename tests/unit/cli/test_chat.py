@@ -86,8 +86,10 @@ def test_a_conversation_goes_on_until_it_is_ended(tmp_path: Path) -> None:
             os.close(theirs)
             screen = _Screen(terminal)
             seen = screen.until(b"> ")
-            os.write(terminal, b"half a que\x03")
-            seen += screen.until(b"> ")
+            os.write(terminal, b"half a que")
+            seen += screen.until(b"half a que")
+            os.write(terminal, b"\x03")
+            seen += screen.until(b"> ", again=b"\x03")
             os.write(terminal, b"/help\n")
             seen += screen.until(b"> ")
             os.write(terminal, b"How are you?\n")
@@ -111,12 +113,22 @@ class _Screen:
         self._terminal = terminal
         self._unread = b""
 
-    def until(self, wanted: bytes) -> bytes:
-        """What comes up to and with `wanted`."""
+    def until(self, wanted: bytes, again: bytes = b"") -> bytes:
+        """What comes up to and with `wanted`.
+
+        Args:
+            again: typed again after each silent second. CPython's `input` sleeps through a Ctrl-C that comes in the
+                moment between its look at signals and its wait for a key; a person presses it again.
+        """
+        silent_s = 0
         while wanted not in self._unread:
-            there = select.select([self._terminal], [], [], 20)[0]
-            assert there, f"{wanted!r} did not come; there is {self._unread!r}"
-            self._unread += os.read(self._terminal, 4096)
+            if select.select([self._terminal], [], [], 1)[0]:
+                self._unread += os.read(self._terminal, 4096)
+                continue
+            silent_s += 1
+            assert silent_s < 20, f"{wanted!r} did not come; there is {self._unread!r}"
+            if again:
+                os.write(self._terminal, again)
         before, _, self._unread = self._unread.partition(wanted)
         return before + wanted
 

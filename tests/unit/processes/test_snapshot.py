@@ -36,7 +36,6 @@ FULL = Snapshot(
     ),
     access=AccessSettings(allowed_hosts=("llm.example.org",)),
     front=FrontSettings(max_headers=5),
-    ready=True,
     admitted_models=("tiny",),
     monitoring_paths=("/m",),
 )
