@@ -436,7 +436,7 @@ def test_requests_in_flight_finish(start: Start, number: signal.Signals) -> None
     children = children_of(supervised)
     with connected(supervised.plan, supervised.app()) as connection:
         exchange(connection, "pid")
-        connection.sendall(b"hold\n")
+        assert exchange(connection, "hold") == "holding"
         supervised.process.send_signal(number)
         until(lambda: supervised.state().get("draining"))
 

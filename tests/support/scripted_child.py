@@ -6,7 +6,7 @@ A worker serves lines on its listening sockets, control on the command line's so
 
     pid            its pid                       hang           stop turning, for good
     spec           what it was started with      exit N         leave with status N
-    hold           answers when `go` follows     reloads        how many reloads were ordered
+    hold           stays until `go` follows      reloads        how many reloads were ordered
     order {...}    (control) send an order, answer with the reply
     raw TEXT       (control) send a line that is no order
     state          (control) the newest state
@@ -154,6 +154,7 @@ class ScriptedChild:
                 self.channel.sendall(argument.encode() + b"\n")
             case "hold":
                 connection.is_held = True
+                self.answer(connection, "holding")
             case "go":
                 self.answer(connection, "held until now")
                 connection.is_held = False
