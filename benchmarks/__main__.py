@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import monitoring, processes, report, targets
+from benchmarks import accounts, monitoring, processes, report, targets
 from benchmarks.contenders import Contender, Gateway, backend, direct, gateway, nginx, started
 from benchmarks.measure import Measured, Plan, rounds, warm_up
 from benchmarks.peers import PEERS, NotAvailable
@@ -88,12 +88,19 @@ def _measure(options: argparse.Namespace, plan: Plan, folder: Path) -> dict[str,
         measured = rounds(running, plan, _say)
         judged: list[targets.Target] = []
         observed: dict[str, Any] = {}
+        known: dict[str, Any] = {}
         if ours is not None:
             judged = targets.plain_and_streams(measured)
             if options.peers:
                 judged += targets.against_peers(measured)
+            root = next(pid for contender, pid in running if contender is ours)
+            if not options.without_accounts:
+                guarded, not_there = accounts.measure(ours, root, options.before, port, plan, folder, _say)
+                judged += targets.accounts(guarded, not_there)
+                print(f"\nKeys, limits, usage and cache: median [interval] over {plan.rounds} rounds\n")
+                print(report.accounts(guarded))
+                known = {"figures": guarded.figures, "before": options.before, "not_there": not_there}
             if not options.without_monitoring:
-                root = next(pid for contender, pid in running if contender is ours)
                 cost = monitoring.scraping_cost(ours, root, plan, options.pairs, _say)
                 _say("a large scrape")
                 scrape = monitoring.large_scrape(port, folder, plan)
@@ -121,6 +128,7 @@ def _measure(options: argparse.Namespace, plan: Plan, folder: Path) -> dict[str,
         "figures": measured.figures,
         "resident_bytes": measured.resident,
         "monitoring": observed,
+        "accounts": known,
         "targets": [target._asdict() for target in judged],
         "unfair": {name: report.UNFAIR[name] for name in ("all", *(c.name for c in shown)) if name in report.UNFAIR},
         "picture": report.picture(measured, shown, _caption(shown)),
@@ -164,6 +172,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a few seconds of everything, to see that it works")
     parser.add_argument("--without-gateway", action="store_true", help="only nginx, direct and peers")
     parser.add_argument("--without-monitoring", action="store_true", help="leave out scraping, memory and start")
+    parser.add_argument("--without-accounts", action="store_true", help="leave out keys, limits, usage and cache")
+    parser.add_argument(
+        "--before",
+        metavar="COMMIT",
+        default=accounts.BEFORE_COMMIT,
+        help="the gateway that keys, limits and usage are compared with (default: %(default)s, the last without them)",
+    )
     parser.add_argument("--strict", action="store_true", help="exit 1 when a promise was missed")
     parser.add_argument("--keep", action="store_true", help="keep configurations and logs of what was started")
     options = parser.parse_args()

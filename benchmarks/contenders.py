@@ -13,7 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -172,23 +172,39 @@ class Gateway(Contender):
     models: tuple[str, ...]
 
 
-def gateway(backend_port: int, folder: Path, *, models: tuple[str, ...] = (MODEL,), name: str = "gateway") -> Gateway:
+def gateway(
+    backend_port: int,
+    folder: Path,
+    *,
+    models: tuple[str, ...] = (MODEL,),
+    name: str = "gateway",
+    settings: Mapping[str, object] | None = None,
+    price: Mapping[str, float] | None = None,
+    headers: Mapping[str, str] | None = None,
+    sources: Path | None = None,
+) -> Gateway:
     """The gateway as `llm-router serve` starts it: one worker, every metric on, one remote backend.
 
     Args:
         models: names that callers may ask for, all served by the mock.
+        settings: sections of its configuration beside backends and models.
+        price: of each model.
+        headers: that requests to it have.
+        sources: the folder that its package is taken from; None for this repository's.
     """
-    own = folder / name
+    own = folder / name.replace(",", "").replace(" ", "-")
     shutil.rmtree(own, ignore_errors=True)
     own.mkdir(parents=True)
     port, metrics_port = free_port(), free_port()
     config = own / "llm-router.yaml"
     # JSON is YAML.
-    config.write_text(json.dumps(_configuration(backend_port, models), indent=1), encoding="utf-8")
+    config.write_text(
+        json.dumps({**_configuration(backend_port, models, price), **(settings or {})}, indent=1), encoding="utf-8"
+    )
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("LLM_ROUTER_", "PYTHON"))}
     for key in ("HOST", "PORT", "METRICS_PORT", "DATA_DIR", "LOG_DIR"):
         inherited.pop(key, None)
-    inherited["PYTHONPATH"] = str(own_folder() / "src")
+    inherited["PYTHONPATH"] = str(sources or own_folder() / "src")
     command = (
         sys.executable, "-m", "llm_router", "serve", "--config", str(config), "--port", str(port),
         "--metrics-port", str(metrics_port), "--data-dir", str(own / "data"),
@@ -199,6 +215,7 @@ def gateway(backend_port: int, folder: Path, *, models: tuple[str, ...] = (MODEL
         url=f"http://127.0.0.1:{port}{CHAT_PATH}",
         command=command,
         ready_url=f"http://127.0.0.1:{port}/health/ready",
+        headers=dict(headers or {}),
         environment=inherited,
         role=gateway_role,
         metrics_port=metrics_port,
@@ -206,11 +223,12 @@ def gateway(backend_port: int, folder: Path, *, models: tuple[str, ...] = (MODEL
     )
 
 
-def _configuration(backend_port: int, models: tuple[str, ...]) -> dict[str, object]:
+def _configuration(backend_port: int, models: tuple[str, ...], price: Mapping[str, float] | None) -> dict[str, object]:
+    priced = {"price": dict(price)} if price else {}
     return {
         "server": {"workers": 1},
         "backends": [{"name": "mock", "url": f"http://127.0.0.1:{backend_port}/v1"}],
-        "models": [{"name": name, "deployments": [{"backend": "mock", "model": MODEL}]} for name in models],
+        "models": [{"name": name, "deployments": [{"backend": "mock", "model": MODEL}], **priced} for name in models],
     }
 
 

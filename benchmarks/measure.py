@@ -57,14 +57,16 @@ class Measured:
         return estimate([how(a, b) for a, b in pairs if b])
 
 
-def _cpu_us(contender: Contender, root: int, before: Mapping[int, processes.ProcessUse], per: int) -> dict[str, float]:
+def cpu_us(contender: Contender, root: int, before: Mapping[int, processes.ProcessUse], per: int) -> dict[str, float]:
+    """CPU microseconds of one of `per` requests since `before`, by role."""
     spent = processes.cpu_by_role(before, processes.use(root), contender.role)
     return {role: seconds / max(per, 1) * 1e6 for role, seconds in spent.items()}
 
 
-def _add_cpu(into: Measured, contender: Contender, load: str, cpu_us: Mapping[str, float]) -> None:
-    into.add(contender.name, f"{load}.cpu_us", sum(cpu_us.values()))
-    for role, value in cpu_us.items():
+def add_cpu(into: Measured, contender: Contender, load: str, spent_us: Mapping[str, float]) -> None:
+    """Notes the sum and each role's part."""
+    into.add(contender.name, f"{load}.cpu_us", sum(spent_us.values()))
+    for role, value in spent_us.items():
         into.add(contender.name, f"{load}.cpu_us.{role}", value)
 
 
@@ -80,10 +82,10 @@ def _plain(into: Measured, contender: Contender, root: int, connections: int, pl
     )
     key = key or f"plain.{connections}"
     if root:
-        cpu_us = _cpu_us(contender, root, before, load.requests)
+        spent_us = cpu_us(contender, root, before, load.requests)
         if load.requests < 2 * connections:  # most of the work went into requests that the end of the run cut off
-            cpu_us = dict.fromkeys(cpu_us, math.nan)
-        _add_cpu(into, contender, key, cpu_us)
+            spent_us = dict.fromkeys(spent_us, math.nan)
+        add_cpu(into, contender, key, spent_us)
     into.add(contender.name, f"{key}.per_second", load.per_second)
     into.add(contender.name, f"{key}.p50_us", load.p50_us)
     into.add(contender.name, f"{key}.p99_us", load.p99_us)
@@ -119,7 +121,7 @@ def _streams(into: Measured, contender: Contender, root: int, plan: Plan, *, pac
     )
     key = "paced" if paced else "burst"
     if root:
-        _add_cpu(into, contender, key, _cpu_us(contender, root, before, outcome.chunks))
+        add_cpu(into, contender, key, cpu_us(contender, root, before, outcome.chunks))
     into.add(contender.name, f"{key}.chunks_per_second", outcome.chunks / outcome.duration_s)
     into.add(contender.name, f"{key}.first_p50_ms", outcome.first_p50_ms)
     into.add(contender.name, f"{key}.first_p99_ms", outcome.first_p99_ms)

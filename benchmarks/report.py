@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Final
 
+from benchmarks.accounts import LOAD
 from benchmarks.contenders import Contender
 from benchmarks.intervals import Estimate
 from benchmarks.measure import Measured
@@ -28,8 +29,9 @@ UNFAIR: Final[dict[str, str]] = {
     "nginx": "Unfair to us: written in C, reads no JSON, knows no models, keeps no metrics, writes no log here, checks no "
     "Host or Origin, retries nothing. Unfair to it: buffering is off so that streams can pass, which costs it some on plain "
     "replies; with several cores its workers share one configuration and no state.",
-    GATEWAY: "Metrics are on, which is the product; keys, limits, cache and access log do not exist yet and so cost nothing. "
-    "The load names one model with one deployment: retries, fallbacks and long lists of models are not exercised.",
+    GATEWAY: "Metrics and usage rows are on, which is the product; no key is asked for, nothing is limited, and these requests are "
+    "not looked up in the cache (their temperature is not 0): the table of keys, limits and cache shows what those cost. There is no access "
+    "log. The load names one model with one deployment: retries, fallbacks and long lists of models are not exercised.",
     "vLLM router": "Unfair to it: built to keep caches warm over many servers and to run on many cores, neither of which is "
     "used; it is given round robin over one server. Unfair to us: our figure includes the processes that monitor.",
     "SGLang router": "As the vLLM router. It also looks for a tokenizer of the model when it starts and does without.",
@@ -97,6 +99,22 @@ def tables(measured: Measured, contenders: Sequence[Contender], connections: Seq
             rows.append([f"{contender.name}: {role}", f"{held / 1e6:.1f}", _shown(cpu, 2)])
     parts.append(_table(["process", "resident MB", "CPU µs/request, 32 connections"], rows))
     return "\n\n".join(parts)
+
+
+def accounts(measured: Measured) -> str:
+    """What keys, limits, usage and the cache cost: the whole tree's CPU and its parts."""
+    rows = []
+    for name in sorted(measured.figures):
+        parts = [measured.estimate(name, f"{LOAD}.cpu_us.{role}") for role in ("worker", "control", "supervisor")]
+        rows.append([
+            name,
+            *(_shown(value, 1) for value in (measured.estimate(name, f"{LOAD}.cpu_us"), *parts)),
+            _shown(measured.estimate(name, f"{LOAD}.per_second"), 0),
+            _shown(measured.estimate(name, f"{LOAD}.p50_us"), 0),
+        ])  # fmt: skip
+    return _table(
+        ["plain, 32 connections", "CPU µs/request", "worker", "control", "supervisor", "requests/s", "p50 µs"], rows
+    )
 
 
 def verdicts(targets: Sequence[Target]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from typing import Final, NamedTuple
 
+from benchmarks.accounts import BEFORE, GUARDED, LOAD, PLAIN
 from benchmarks.intervals import Estimate
 from benchmarks.measure import Measured
 from benchmarks.monitoring import Scrape, ScrapingCost
@@ -81,6 +82,22 @@ def against_peers(measured: Measured) -> list[Target]:
 
 def _judged(found: Estimate, met: bool, digits: int) -> tuple[str, bool | None]:
     return (f"{found.show(digits)} x", met) if found.rounds else ("did not run", None)
+
+
+def accounts(measured: Measured, not_there: str) -> list[Target]:
+    """The promise about keys, limits and usage: what they add to a request, in the same run.
+
+    Args:
+        not_there: why there is no gateway without them to compare with; empty if there is one.
+    """
+    key = f"{LOAD}.cpu_us"
+
+    def added(what: str, name: str) -> Target:
+        return _at_most(what, measured.compare(GUARDED, name, key, operator.sub), 20, "µs")
+
+    promise = "key check, limits and usage, CPU they add to a request"
+    first = Target(promise, "≤ 20 µs", f"not measured: {not_there}", None) if not_there else added(promise, BEFORE)
+    return [first, added("key check and limits alone, usage in both", PLAIN)]
 
 
 def monitoring(scrape: Scrape, cost: ScrapingCost, ready_s: Estimate, resident: dict[str, int]) -> list[Target]:

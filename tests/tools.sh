@@ -5,7 +5,7 @@
 set -eu
 PATH="$PATH:/usr/sbin:/sbin"
 missing=""
-for program in ${WANTED:-nginx prometheus promtool}; do
+for program in ${WANTED:-nginx prometheus promtool redis-server}; do
     command -v "$program" >/dev/null 2>&1 || missing="$missing $program"
 done
 [ -n "$missing" ] || exit 0

@@ -18,34 +18,52 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import msgspec
 
 from llm_router import families
 from llm_router.backends.connections import SWEEP_S, Connections
 from llm_router.backends.openai_compatible import message_in
-from llm_router.chat import Chunk, Endpoint, InferenceRequest
+from llm_router.cache import open_cache
+from llm_router.cache.base import Cache, Cached
+from llm_router.chat import Chunk, Endpoint, InferenceRequest, Usage
 from llm_router.config import ModelSettings, Settings, load
-from llm_router.errors import BackendRejected, ModelNotFound, RouterError
+from llm_router.errors import BackendError, BackendRejected, DeadlineExceeded, ModelNotFound, RouterError
+from llm_router.gateway.answers import Answers, Keeper
 from llm_router.gateway.asgi import AsgiFront
-from llm_router.gateway.core import Core, error_type, take_usage
+from llm_router.gateway.core import Core
 from llm_router.gateway.generate import Generated, chat_body, generated, snake_case
+from llm_router.gateway.inference import account, take_usage
 from llm_router.gateway.openai import read_request
-from llm_router.gateway.sse import StreamWatch, deltas
+from llm_router.gateway.replies import error_type
+from llm_router.gateway.sse import deltas, watch_for
 from llm_router.instruments import Instruments
+from llm_router.models import price_list
 from llm_router.models.launch import RunnerSpec
+from llm_router.models.prices import Price
 from llm_router.models.registry import FORMAT, ModelsFolder, size_category
 from llm_router.observe.metrics.exposition import Renderer
 from llm_router.observe.metrics.slots import Reader, Segment, Writer
 from llm_router.processes.own_runners import OwnRunners, RunnerEvent
-from llm_router.processes.tables import RunnerAddress, routing_table
+from llm_router.processes.tables import PriceFinder, RunnerAddress, routing_table
+from llm_router.routing.policies import CustomFunction
 from llm_router.routing.router import Exchange, Router
 from llm_router.signals import Reading, RequestRecord
 
 _log = logging.getLogger("llm_router")
 
-EVENTS = ("model-loaded", "model-unloaded", "inference-start", "inference-complete", "inference-error")
+T = TypeVar("T")
+
+EVENTS = (
+    "model-loaded",
+    "model-unloaded",
+    "inference-start",
+    "inference-complete",
+    "inference-error",
+    "cache-hit",
+    "cache-miss",
+)
 
 Handler = Callable[..., Any]
 Message = Mapping[str, Any]
@@ -93,6 +111,9 @@ class LLMRouter:
             default model.
         env: environment that the configuration may refer to; the process's own by default.
         data_dir: overrides where models and state live.
+        policy: chooses among the deployments of a model, as the `custom` strategy: called with the model's name, the
+            candidates and what the request needs; returns an index, a backend's name or a candidate. See
+            `llm_router.routing.policies`.
 
     Raises: ConfigError, with the key path, when the configuration cannot be used.
     """
@@ -103,6 +124,7 @@ class LLMRouter:
         *,
         env: Mapping[str, str] | None = None,
         data_dir: str | os.PathLike[str] | None = None,
+        policy: CustomFunction | None = None,
     ) -> None:
         if isinstance(config, Settings):
             self.settings = config
@@ -110,6 +132,9 @@ class LLMRouter:
             overrides = {} if data_dir is None else {"data_dir": os.fspath(data_dir)}
             path = None if config is None else os.fspath(config)
             self.settings = load(path, os.environ if env is None else env, overrides)
+        if policy is not None:
+            routing = msgspec.structs.replace(self.settings.routing, strategy="custom")
+            self.settings = msgspec.structs.replace(self.settings, routing=routing)
         self._handlers: dict[str, list[Handler]] = {event: [] for event in EVENTS}
         self._folder = ModelsFolder(self.settings.server.models_dir)
         self._loaded: dict[str, ModelSettings] = {}
@@ -126,12 +151,18 @@ class LLMRouter:
             open_backend=self._connections.open,
             close_backend=self._connections.retire,
             on_backend=lambda name, is_up: None,
+            on_circuit=lambda name, state, until: None,
             clock=time.monotonic,
             rng=random.Random(),
+            custom=policy,
         )
         self._id_prefix = secrets.token_hex(8) + "-"
         self._ids = itertools.count(1)
         self._following: set[asyncio.Future[None]] = set()  # coroutines of handlers; asyncio keeps weak references
+        self._cache: Cache | None = None
+        self._answers: Answers | None = None
+        self._prices: PriceFinder = self._not_yet
+        self._reading: asyncio.Task[None] | None = None
         self._stack: contextlib.AsyncExitStack | None = None
         self._runners: OwnRunners | None = None
         self._started_at = 0.0
@@ -164,8 +195,12 @@ class LLMRouter:
             self._runners = await stack.enter_async_context(
                 OwnRunners(log_dir=self.settings.server.log_dir, on_event=self._on_runner)
             )
+            self._cache = open_cache(self.settings.cache, 1, self._cache_failed)
+            if self._cache is not None:
+                stack.push_async_callback(self._cache.aclose)
             sweeping = asyncio.create_task(self._sweep(), name="llm-router sweep")
             stack.push_async_callback(_end, sweeping)
+            stack.push_async_callback(self._stop_reading)
             self._started_at = time.monotonic()
             self._route()
             for model in self.settings.models:
@@ -190,7 +225,30 @@ class LLMRouter:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)
-            await self._connections.sweep(time.monotonic())
+            now = time.monotonic()
+            await self._connections.sweep(now)
+            self._router.sweep(now)
+
+    def _not_yet(self, model: str, provider: str, url: str) -> Price | None:
+        """No price, before the list of prices is read; now it is wanted."""
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read_price_list(), name="llm-router price list")
+        return None
+
+    async def _read_price_list(self) -> None:
+        """Loading it takes a quarter of a second: calls are answered meanwhile, without prices that are not configured."""
+        await asyncio.to_thread(price_list.find, "", "", "")
+        self._prices = price_list.find
+        self._route()
+
+    async def _stop_reading(self) -> None:
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            await _end(reading)
+
+    def _cache_failed(self, problem: str) -> None:
+        _log.warning("%s", problem)
+        self._instruments.error("cache_unavailable")
 
     # -- models ----------------------------------------------------------------------------------------
 
@@ -261,8 +319,12 @@ class LLMRouter:
         self._route()
 
     def _route(self) -> None:
-        table = routing_table(self.settings, self._loaded.values(), self._addresses)
+        table = routing_table(self.settings, self._loaded.values(), self._addresses, prices=self._prices)
         self._router.update(table)
+        if self._cache is not None and self._answers is None:
+            self._answers = Answers(self._cache, self.settings.cache, table)
+        elif self._answers is not None:
+            self._answers.follow(table)
         self._instruments.admit((model.name, self._router.strategy_of(model.name)) for model in table.models)
 
     def _entries(self) -> list[LoadedModel]:
@@ -319,87 +381,135 @@ class LLMRouter:
 
     async def _ask(self, body: bytes) -> Generated:
         request, record = self._begin(body)
+        clock = _Deadline(self._router.table.deadline_s)
         exchange: Exchange | None = None
+        keeper: Keeper | None = None
         try:
-            exchange = await self._router.send(request, record)
-            _demand_success(exchange)
+            found = await clock.bound(self._look_up(request, record))
+            if isinstance(found, Cached):
+                answer, backend = found.body, found.backend
+            else:
+                keeper = found
+                exchange = await clock.bound(self._router.send(request, record))
+                _demand_success(exchange)
+                answer, backend = exchange.body, exchange.backend
             latency_ms = (time.monotonic() - record.started_at) * 1000
             result = generated(
-                exchange.body, exchange.backend, model=record.model, strategy=record.strategy, latency_ms=latency_ms
+                answer,
+                backend,
+                model=record.model,
+                strategy=record.strategy,
+                latency_ms=latency_ms,
+                cached=record.cached,
             )
             record.status, record.outcome = 200, "success"
-            if exchange.usage is not None:
-                record.input_tokens = exchange.usage.input_tokens
-                record.output_tokens = exchange.usage.output_tokens
-                record.usage_source = "provider"
+            if exchange is not None and exchange.usage is not None:
+                account(exchange.usage, exchange.price, record)
+            if exchange is not None and keeper is not None:
+                keeper.keep(exchange.header(b"content-type"), answer, backend, record)
         except BaseException as error:
             self._fail(record, error)
             raise
         finally:
             if exchange is not None:
                 exchange.finish(time.monotonic(), "cancelled")
+            if keeper is not None:
+                keeper.close()
             self._finish(record)
         self._emit("inference-complete", result, _context(record))
         return result
 
     async def _stream(self, body: bytes) -> AsyncIterator[Chunk]:
         request, record = self._begin(body)
-        watch = StreamWatch(hide_usage=False)
+        clock = _Deadline(self._router.table.deadline_s)
+        watch = watch_for(request.endpoint, hide_usage=False)
         exchange: Exchange | None = None
+        keeper: Keeper | None = None
         text: list[str] = []
         try:
-            exchange = await self._router.send(request, record)
-            _demand_success(exchange)
-            record.status = 200
-            record.first_token_at = last = time.monotonic()
-            record.gaps_s = []
-            data = exchange.body
-            while data:
-                for chunk in deltas(watch.feed(data)):
+            found = await clock.bound(self._look_up(request, record))
+            if isinstance(found, Cached):
+                for chunk in deltas(found.body):
                     text.append(chunk.text)
                     yield chunk
-                data = await exchange.reply.chunk() if exchange.streaming else b""
-                now = time.monotonic()
-                if data:
-                    record.gaps_s.append(now - last)
-                    last = now
-                    self._instruments.gaps(record)
-            record.outcome = "success"
-            take_usage(watch, record, whole=True)
-            exchange.finish(time.monotonic(), "success")
+                watch.feed(found.body)
+                record.status, record.outcome = 200, "success"
+            else:
+                keeper = found
+                exchange = await clock.bound(self._router.send(request, record))
+                _demand_success(exchange)
+                record.status = 200
+                record.first_token_at = last = time.monotonic()
+                record.gaps_s = []
+                data = exchange.body
+                while data:
+                    events = watch.feed(data)
+                    if keeper is not None:
+                        keeper.add(events)
+                    for chunk in deltas(events):
+                        text.append(chunk.text)
+                        yield chunk
+                    data = await clock.bound(exchange.chunk()) if exchange.streaming else b""
+                    now = time.monotonic()
+                    if data:
+                        record.gaps_s.append(now - last)
+                        last = now
+                        self._instruments.gaps(record)
+                if watch.failed:
+                    raise BackendError(exchange.backend, "failed in the middle of a stream")
+                record.outcome = "success"
+                take_usage(watch, request, exchange.price, record, whole=True)
+                if keeper is not None and watch.done:
+                    keeper.keep(exchange.header(b"content-type"), None, exchange.backend, record)
+                exchange.finish(time.monotonic(), "success")
         except GeneratorExit:
-            take_usage(watch, record, whole=False)
+            take_usage(watch, request, None if exchange is None else exchange.price, record, whole=False)
             record.status, record.outcome = 499, "cancelled"
             raise
         except BaseException as error:
-            take_usage(watch, record, whole=False)
+            if exchange is not None:
+                take_usage(watch, request, exchange.price, record, whole=False)
             self._fail(record, error)
             raise
         finally:
             if exchange is not None:
                 exchange.finish(time.monotonic(), "cancelled")
+            if keeper is not None:
+                keeper.close()
             self._finish(record)
+        usage_of = watch.usage or Usage(record.input_tokens, record.output_tokens)
         usage = {
-            "prompt_tokens": record.input_tokens,
-            "completion_tokens": record.output_tokens,
-            "total_tokens": record.input_tokens + record.output_tokens,
+            "prompt_tokens": usage_of.input_tokens,
+            "completion_tokens": usage_of.output_tokens,
+            "total_tokens": usage_of.input_tokens + usage_of.output_tokens,
         }
         result = Generated(
             text="".join(text),
-            tokens=record.output_tokens,
+            tokens=usage_of.output_tokens,
             model=record.model,
             latency=round((time.monotonic() - record.started_at) * 1000, 3),
-            cached=False,
+            cached=record.cached,
             strategy=record.strategy,
             usage=usage,
         )
         self._emit("inference-complete", result, _context(record))
 
+    async def _look_up(self, request: InferenceRequest, record: RequestRecord) -> Cached | Keeper | None:
+        """The cached answer, or what keeps the one that is to come; None where nothing is cached."""
+        if self._answers is None:
+            return None
+        found = await self._answers.find(request, {}, record)
+        if isinstance(found, Cached):
+            record.model, record.cached = request.model, True
+        if record.cache_type:
+            self._emit("cache-hit" if record.cached else "cache-miss", record.cache_type)
+        return found
+
     def _begin(self, body: bytes) -> tuple[InferenceRequest, RequestRecord]:
         request = read_request(Endpoint.CHAT, body)
         record = RequestRecord("CALL", "library", f"{self._id_prefix}{next(self._ids)}", time.monotonic())
         record.is_inference = True
-        record.strategy = self._router.strategy_of(request.model)
+        record.strategy = self._router.strategy_of(request.model, request.strategy)
         self._instruments.begin()
         self._emit("inference-start", {**_context(record), "model": request.model})
         return request, record
@@ -422,7 +532,7 @@ class LLMRouter:
         """Have `handler` called on an event; returns a function that takes it out again.
 
         model-loaded(model), model-unloaded(model), inference-start(context), inference-complete(result, context),
-        inference-error(error, context). A handler that raises is logged; a coroutine it returns runs as a task.
+        inference-error(error, context), cache-hit(cache type), cache-miss(cache type). A handler that raises is logged; a coroutine it returns runs as a task.
 
         Raises: ValueError for a name that is none of these.
         """
@@ -482,11 +592,35 @@ class LLMRouter:
             yield Reading(families.MODELS_LOADED, labels, float(count))
         for backend, in_use in self._connections.in_use().items():
             yield Reading(families.UPSTREAM_IN_FLIGHT, (backend,), float(in_use))
+        for model, waiting in self._router.queues().items():
+            yield Reading(families.QUEUE_SIZE, (model,), float(waiting))
+        for backend, (state, _) in self._router.circuits().items():
+            yield Reading(families.CIRCUIT_STATE, (backend,), float(state))
+        if self._cache is not None:
+            yield Reading(families.CACHE_SIZE, (self._cache.type,), float(self._cache.statistics().size_bytes))
 
     def asgi(self) -> AsgiFront:
         """The inference API as an ASGI application, to be mounted into one of yours. Initialize the router first."""
         core = Core(self._router, self._instruments, access=self.settings.access, forward=None, clock=time.monotonic)
+        core.answer_from(self._answers)
         return AsgiFront(core, core.refuse, self.settings.front)
+
+
+class _Deadline:
+    """What is left of the time that a call may take in all, from now on; `timeout_s` of 0 is no bound."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._due_at = asyncio.get_running_loop().time() + timeout_s if timeout_s else None
+
+    async def bound(self, work: Awaitable[T]) -> T:
+        """What `work` gives. Raises: DeadlineExceeded, when it takes too long; then it is cancelled."""
+        try:
+            async with asyncio.timeout_at(self._due_at):
+                return await work
+        except TimeoutError:
+            problem = f"the request took longer than the {self._timeout_s:g} s that it may take in all"
+            raise DeadlineExceeded(problem) from None
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -6,7 +6,7 @@ Not for: the wire words of OpenAI (gateway, backends) or what is measured (signa
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -21,17 +21,23 @@ class Endpoint(StrEnum):
     CHAT = "chat"
     COMPLETION = "completion"
     EMBEDDING = "embedding"
+    MESSAGES = "messages"
+    """Anthropic's form of a chat. The bytes of such a request, and of what answers it, are in that form."""
 
+
+Priority = Literal["interactive", "batch"]
 
 TokenCount = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 """What a backend may say about tokens: a number that a counter can be raised by, exactly."""
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens of one inference."""
+    """Tokens of one inference. `cached_tokens` are part of the input, `reasoning_tokens` of the output."""
 
     input_tokens: int = 0
     output_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 class Chunk(msgspec.Struct, frozen=True):
@@ -52,6 +58,11 @@ class InferenceRequest(msgspec.Struct):
         model_span: byte range of the JSON string value of the top-level `model` key in `body`.
         wants_usage: in a stream, whether the caller asked for the usage chunk itself.
         asks_usage: whether `body` already asks the backend for it.
+        strategy: what the caller wants instead of the model's own; None for that.
+        priority: the class in which it waits for its turn.
+        key: name of the caller's key; empty without one. Requests of different keys wait fairly.
+        headers: of the caller's request, lower-case names, that belong to its dialect like `anthropic-beta`: a backend
+            that speaks it gets them.
     """
 
     endpoint: Endpoint
@@ -62,3 +73,6 @@ class InferenceRequest(msgspec.Struct):
     wants_usage: bool = False
     asks_usage: bool = False
     strategy: str | None = None
+    priority: Priority = "interactive"
+    key: str = ""
+    headers: tuple[tuple[bytes, bytes], ...] = ()

@@ -95,6 +95,124 @@ class ModelNotFound(RequestError):
     status = 404
 
 
+class Unauthorized(RequestError):
+    """A key is needed and none, or none that is valid, was given; it does not say which keys exist.
+
+    Args:
+        delay_s: how long to wait before answering, because this address failed often.
+    """
+
+    code = "unauthorized"
+    status = 401
+
+    def __init__(self, message: str, *, delay_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.delay_s = delay_s
+        self.headers: tuple[tuple[bytes, bytes], ...] = ((b"www-authenticate", b"Bearer"),)
+
+
+class TooManyFailures(Unauthorized):
+    """An address goes on asking without a valid key; one that is valid gets through at any time."""
+
+    code = "too_many_failures"
+    status = 429
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.headers = ()
+
+
+class Forbidden(RequestError):
+    """The key is valid and may not do this: wrong scope, or a model that it is not meant for."""
+
+    code = "forbidden"
+    status = 403
+
+
+class LimitExceeded(RequestError):
+    """A limit of requests, tokens or concurrency is reached.
+
+    Args:
+        scope: key, model or global: whose limit it is.
+        limit: which one, a key of `accounts.limits.KINDS`.
+        retry_after_s: when a request of this size has a chance again.
+        headers: the `x-ratelimit-*` headers.
+    """
+
+    code = "rate_limit_exceeded"
+    status = 429
+    domain = FaultDomain.POLICY
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        scope: str,
+        limit: str,
+        retry_after_s: float,
+        headers: tuple[tuple[bytes, bytes], ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.scope = scope
+        self.limit = limit
+        self.retry_after_s = retry_after_s
+        self.headers = headers
+
+
+class BudgetExceeded(LimitExceeded):
+    """The money that a key may spend in a day or month is spent."""
+
+    code = "budget_exceeded"
+
+
+class TurnedAway(RouterError):
+    """There is no room for the request now. `retry_after_s`: when to come back."""
+
+    code = "turned_away"
+    status = 503
+    domain = FaultDomain.POLICY
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class QueueFull(TurnedAway):
+    """As many requests as may wait for a model are waiting already."""
+
+    code = "queue_full"
+    status = 429
+
+
+class QueueTimeout(TurnedAway):
+    """The request waited for its turn at a model for as long as it may."""
+
+    code = "queue_timeout"
+    status = 408
+
+
+class CircuitOpen(TurnedAway):
+    """Every backend that could answer failed so much lately that it is left alone for a while."""
+
+    code = "circuit_open"
+
+
+class Overloaded(TurnedAway):
+    """This worker cannot take more: its loop is late, or too many requests wait in all."""
+
+    code = "overloaded"
+    domain = FaultDomain.GATEWAY
+
+
+class DeadlineExceeded(RouterError):
+    """The time that a request may take in all, with every attempt, is over."""
+
+    code = "deadline_exceeded"
+    status = 504
+    domain = FaultDomain.POLICY
+
+
 class ShuttingDown(RouterError):
     """The process is draining: in-flight work ends, nothing new begins."""
 
@@ -109,6 +227,23 @@ class Unavailable(RouterError):
     code = "unavailable"
     status = 503
     retry_after_s = 1.0
+
+
+class StoreUnavailable(RouterError):
+    """The database of keys and usage cannot be used now: away, locked, read-only, damaged, or of another version.
+
+    Trying again later may help. The message never holds a password.
+    """
+
+    code = "accounts_unavailable"
+    status = 503
+    retry_after_s = 1.0
+
+
+class StoreRefused(RouterError):
+    """The database takes these rows neither now nor later: a number or text that it cannot hold."""
+
+    code = "accounts_refused"
 
 
 # -- backends ---------------------------------------------------------------------------------------

@@ -25,11 +25,16 @@ FIRST_TOKEN_SECONDS: Final = (
 INTER_TOKEN_SECONDS: Final = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 OVERHEAD_SECONDS: Final = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05)
 LAG_SECONDS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
+QUEUE_SECONDS: Final = (0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0)
 SCRAPE_SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
 
 INFERENCE_STATUSES: Final = ("success", "error", "cancelled")
 SIZE_CATEGORIES: Final = ("small", "medium", "large", "xlarge", "remote")
 USAGE_SOURCES: Final = ("provider", "estimated", "partial", "none")
+COST_STATUSES: Final = ("exact", "estimated")
+CACHE_TYPES: Final = ("response", "redis")
+ACTIVE_WINDOWS: Final = {"5m": 300.0, "1h": 3600.0, "24h": 86400.0}
+USAGE_DROP_REASONS: Final = ("queue-full", "store-refused")
 CONNECTION_TYPES: Final = ("client", "upstream")
 CONNECTION_PROTOCOLS: Final = ("http", "sse", "websocket")
 
@@ -108,6 +113,13 @@ TIME_TO_FIRST_TOKEN = _histogram(
 INTER_TOKEN = _histogram(
     "inter_token_seconds", ("model",), "Seconds between consecutive content chunks of a stream.", INTER_TOKEN_SECONDS
 )
+TOKENS_CACHED = _counter(
+    "tokens_cached_total", ("model", "strategy"), "Input tokens that the provider had cached, part of the prompt's."
+)
+TOKENS_REASONING = _counter(
+    "tokens_reasoning_total", ("model", "strategy"), "Output tokens spent on reasoning, part of the generated ones."
+)
+COST = _counter("cost_usd_total", ("model", "status"), "US dollars, by whether price and usage are known for sure.")
 USAGE_RECORDS = _counter("usage_records_total", ("source",), "Inferences by where their token usage came from.")
 
 # -- routing --------------------------------------------------------------------------------------------
@@ -115,12 +127,31 @@ ROUTING_DECISIONS = _counter("routing_decisions_total", ("strategy", "model", "r
 ATTEMPTS = _counter("attempts_total", ("backend", "outcome"), "Attempts at a backend, by success or fault domain.")
 RETRIES = _counter("retries_total", ("model", "reason"), "Attempts after the first, at the same model.")
 FALLBACKS = _counter("fallbacks_total", ("model", "reason"), "Requests that left a model for its fallback.")
+CIRCUIT_STATE = _gauge("circuit_state", ("backend",), "State of a backend's circuit: 0 closed, 1 half-open, 2 open.")
+QUEUE_SIZE = _gauge("queue_size", ("queue_type",), "Requests that wait for their turn; a queue for each model.")
+QUEUE_WAIT = _histogram("queue_wait_seconds", ("model",), "Seconds a request waited for its turn.", QUEUE_SECONDS)
+QUEUE_PROCESSING = _histogram(
+    "queue_processing_seconds", ("queue_type",), "Seconds from a request's turn to its end.", QUEUE_SECONDS
+)
 UPSTREAM_IN_FLIGHT = _gauge(
     "upstream_requests_in_flight",
     ("backend",),
     "Requests that a backend has been given and has not answered, those waiting for a connection included.",
 )
 BACKEND_UP = _gauge("backend_up", ("backend",), "1 while the backend answers, 0 while it does not; absent if unknown.")
+
+# -- cache ----------------------------------------------------------------------------------------------
+CACHE_HITS = _counter("cache_hits_total", ("cache_type",), "Inferences that the cache answered.")
+CACHE_MISSES = _counter("cache_misses_total", ("cache_type",), "Inferences that the cache was asked for in vain.")
+CACHE_SIZE = _gauge("cache_size_bytes", ("cache_type",), "Bytes that cached answers take.", "bytes")
+
+# -- keys, limits, money ----------------------------------------------------------------------------------
+API_KEY_REQUESTS = _counter("api_key_requests_total", ("key",), "Inferences by the name of the caller's key.")
+API_KEY_TOKENS = _counter("api_key_tokens_total", ("key",), "Input and output tokens by the name of the caller's key.")
+RATE_LIMIT_HITS = _counter("rate_limit_hits_total", ("scope", "limit"), "Inferences that a limit refused.")
+ACTIVE_USERS = _gauge("active_users", ("window",), "Distinct keys that were used within the window.")
+BUDGET_REMAINING = _gauge("budget_remaining_usd", ("key",), "US dollars left of the tightest budget of a key.")
+USAGE_DROPPED = _counter("usage_dropped_total", ("reason",), "Usage rows that were lost, by why.")
 
 # -- local models -----------------------------------------------------------------------------------
 MODELS_LOADED = _gauge("models_loaded", ("format", "size_category"), "Models ready to serve.")
@@ -188,11 +219,20 @@ GUIDE_VIEWS: Final[tuple[View, ...]] = (
 ERROR_KINDS: Final[dict[str, tuple[str, str]]] = {
     "bad_request": ("gateway", "warning"),
     "forbidden": ("gateway", "warning"),
+    "unauthorized": ("gateway", "warning"),
     "not_found": ("gateway", "warning"),
     "client_gone": ("gateway", "warning"),
     "internal": ("gateway", "critical"),
     "unavailable": ("gateway", "error"),
     "limit": ("router", "warning"),
+    "shed": ("gateway", "warning"),
+    "queue_full": ("router", "warning"),
+    "queue_timeout": ("router", "warning"),
+    "circuit_open": ("router", "error"),
+    "deadline": ("router", "warning"),
+    "cache_unavailable": ("cache", "warning"),
+    "accounts_unavailable": ("control", "error"),
+    "usage_dropped": ("worker", "error"),
     "inference_error": ("router", "error"),
     "bad_reply": ("backend", "error"),
     "overloaded": ("backend", "warning"),

@@ -35,15 +35,20 @@ class _Inference:
     """Children for one (model, strategy)."""
 
     __slots__ = (
+        "cached",
+        "cached_tokens",
+        "costs",
         "duration",
-        "error",
         "exemplar_at",
         "first_token",
         "gap",
         "generated",
+        "processing",
         "prompt",
         "rate",
+        "reasoning",
         "statuses",
+        "wait",
     )
 
     def __init__(self, writer: Writer, model: str, strategy: str) -> None:
@@ -51,6 +56,12 @@ class _Inference:
             status: writer.counter(families.INFERENCE, model, strategy, status, "false").index
             for status in families.INFERENCE_STATUSES
         }
+        self.cached = writer.counter(families.INFERENCE, model, strategy, "success", "true").index
+        self.costs = {status: writer.counter(families.COST, model, status).index for status in families.COST_STATUSES}
+        self.cached_tokens = writer.counter(families.TOKENS_CACHED, model, strategy).index
+        self.reasoning = writer.counter(families.TOKENS_REASONING, model, strategy).index
+        self.wait = writer.histogram(families.QUEUE_WAIT, model)
+        self.processing = writer.histogram(families.QUEUE_PROCESSING, model)
         self.duration = writer.histogram(families.INFERENCE_DURATION, model, strategy)
         self.generated = writer.counter(families.TOKENS_GENERATED, model, strategy).index
         self.prompt = writer.counter(families.TOKENS_PROMPT, model, strategy).index
@@ -76,7 +87,15 @@ class Instruments:
         self._inference: dict[tuple[str, str], _Inference] = {}
         self._decisions: dict[tuple[str, str, str], int] = {}
         self._attempts: dict[tuple[str, str], int] = {}
+        self._keys: dict[str, tuple[int, int]] = {}
         self._overhead = writer.histogram(families.OVERHEAD)
+        self._caches = {
+            type: (
+                writer.counter(families.CACHE_HITS, type).index,
+                writer.counter(families.CACHE_MISSES, type).index,
+            )
+            for type in families.CACHE_TYPES
+        }
         lost = writer.inherited(families.REQUESTS_IN_FLIGHT).get((), 0.0)
         self._in_flight = writer.gauge(families.REQUESTS_IN_FLIGHT).index
         self._usage = {s: writer.counter(families.USAGE_RECORDS, s).index for s in families.USAGE_SOURCES}
@@ -138,7 +157,27 @@ class Instruments:
         model = record.model
         strategy = record.strategy
         children = self._inference.get((model, strategy)) or self._of(model, strategy)
+        if record.key:
+            self._count_key(record)
+        if record.cache_type:
+            hits, misses = self._caches[record.cache_type]
+            values[hits if record.cached else misses] += 1.0
+        if record.cached:
+            values[children.cached] += 1.0
+            return
+        if record.limit_hit is not None:
+            self._writer.counter(families.RATE_LIMIT_HITS, *record.limit_hit).inc()
         values[children.statuses[record.outcome]] += 1.0
+        if record.queued_at:
+            wait, processing = children.wait, children.processing
+            slot_at = record.slot_at or now
+            wait_s = slot_at - record.queued_at
+            values[wait.base + bisect_left(wait.bounds, wait_s)] += 1.0
+            values[wait.sum_index] += wait_s
+            if record.slot_at:
+                processing_s = now - slot_at
+                values[processing.base + bisect_left(processing.bounds, processing_s)] += 1.0
+                values[processing.sum_index] += processing_s
         upstream_s = 0.0
         for attempt in record.attempts:
             upstream_s += (attempt.ended_at or now) - attempt.started_at
@@ -169,6 +208,12 @@ class Instruments:
             values[duration.base + bisect_left(duration.bounds, total_s)] += 1.0
             values[duration.sum_index] += total_s
         values[children.prompt] += record.input_tokens
+        if record.cost_status:
+            values[children.costs[record.cost_status]] += record.cost_usd
+        if record.cached_tokens:
+            values[children.cached_tokens] += record.cached_tokens
+        if record.reasoning_tokens:
+            values[children.reasoning] += record.reasoning_tokens
         tokens = record.output_tokens
         if tokens:
             values[children.generated] += tokens
@@ -178,6 +223,17 @@ class Instruments:
             children.first_token.observe(record.first_token_at - record.started_at)
             if record.gaps_s:
                 _observe_all(children.gap, record.gaps_s)
+
+    def _count_key(self, record: RequestRecord) -> None:
+        children = self._keys.get(record.key)
+        if children is None:
+            children = self._keys[record.key] = (
+                self._writer.counter(families.API_KEY_REQUESTS, record.key).index,
+                self._writer.counter(families.API_KEY_TOKENS, record.key).index,
+            )
+        requests, tokens = children
+        self._values[requests] += 1.0
+        self._values[tokens] += record.input_tokens + record.output_tokens
 
     def _repeated(self, record: RequestRecord) -> None:
         for model, reason in record.retry_reasons:

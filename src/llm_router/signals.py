@@ -57,6 +57,8 @@ class Reading(NamedTuple):
 
 Outcome = Literal["success", "error", "cancelled"]
 UsageSource = Literal["provider", "estimated", "partial", "none"]
+CostStatus = Literal["", "exact", "estimated"]
+"""Whether price and usage are both known for sure; empty when there is no price."""
 
 
 class Attempt:
@@ -76,12 +78,18 @@ class RequestRecord:
 
     Owned by the one task that serves the request. `is_inference` decides whether the inference families
     are written. Times are monotonic seconds. `gaps_s` holds the seconds between consecutive content
-    chunks of a stream. `error_type` is a key of `families.ERROR_KINDS`, empty for success.
+    chunks of a stream. `key` and `key_id` are name and id of the caller's key, empty without one. `queued_at` is when it came to the
+    queue of the model that it was last sent to, `slot_at` when its turn came, 0 if it never did. `cache_type`
+    is the cache that was asked, empty if none was; `cached` says whether it answered. `error_type` is a key of `families.ERROR_KINDS`, empty for success.
     """
 
     __slots__ = (
         "attempts",
+        "cache_type",
         "cached",
+        "cached_tokens",
+        "cost_status",
+        "cost_usd",
         "error_type",
         "fallback_reasons",
         "finished",
@@ -89,14 +97,20 @@ class RequestRecord:
         "gaps_s",
         "input_tokens",
         "is_inference",
+        "key",
+        "key_id",
+        "limit_hit",
         "method",
         "model",
         "outcome",
         "output_tokens",
+        "queued_at",
         "reason",
+        "reasoning_tokens",
         "request_id",
         "retry_reasons",
         "route",
+        "slot_at",
         "started_at",
         "status",
         "strategy",
@@ -122,7 +136,17 @@ class RequestRecord:
         self.fallback_reasons: tuple[tuple[str, str], ...] = ()  # (model fallen back from, reason)
         self.input_tokens = 0
         self.output_tokens = 0
+        self.cached_tokens = 0
+        self.reasoning_tokens = 0
         self.usage_source: UsageSource = "none"
+        self.cost_usd = 0.0
+        self.cost_status: CostStatus = ""
+        self.key = ""
+        self.key_id = ""
+        self.limit_hit: tuple[str, str] | None = None  # (scope, limit) that refused it
+        self.cache_type = ""
+        self.queued_at = 0.0
+        self.slot_at = 0.0
         self.first_token_at = 0.0
         self.gaps_s: list[float] | None = None
 

@@ -44,7 +44,7 @@ CALLER_KEY = "sk-caller-key-abcdefgh"
 MAX_CONNECTIONS = 60
 CONFIG = """
 front: {{header_timeout: 400ms, body_timeout: 400ms, idle_timeout: 1s, max_connections: {connections}}}
-routing: {{retry: {{attempts: 1}}}}
+routing: {{retry: {{attempts: 1}}, breaker: {{enabled: false}}}}
 backends:
   - {{name: good, url: {good}}}
   - {{name: faulty, url: {faulty}, api_key: {key}, headers: {{X-Tenant: {header}}}}}

@@ -67,7 +67,7 @@ def test_quick_chat_and_stream_over_a_remote_backend(backend: ScriptedBackend) -
         async with LLMRouter(remote(backend.base_url)) as router:
             result = await router.quick("one two", maxTokens=3)
             assert (result.text, result.tokens, result.model) == ("Hello from the", 3, "m")
-            assert (result.cached, result.strategy) == (False, "round-robin")
+            assert (result.cached, result.strategy) == (False, "balanced")
             assert result.usage == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
             assert result.latency > 0
             assert (await router.chat([{"role": "user", "content": "hi"}], model="m")).tokens == 6

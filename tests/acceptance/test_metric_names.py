@@ -75,6 +75,22 @@ CATALOGUE: dict[str, Promise] = {
     "system_disk_usage_ratio": Promise("gauge", "path"),
     "system_disk_io_bytes_total": Promise("counter", "direction"),
     "system_network_bytes_total": Promise("counter", "direction"),
+    "cache_hits_total": Promise("counter", "cache_type"),
+    "cache_misses_total": Promise("counter", "cache_type"),
+    "cache_size_bytes": Promise("gauge", "cache_type"),
+    "queue_size": Promise("gauge", "queue_type"),
+    "queue_processing_seconds": Promise("histogram", "queue_type", ".01 .1 .5 1 5 10 30"),
+    "queue_wait_seconds": Promise("histogram", "model", ANY),
+    "tokens_cached_total": Promise("counter", INFERENCE),
+    "tokens_reasoning_total": Promise("counter", INFERENCE),
+    "cost_usd_total": Promise("counter", "model status"),
+    "circuit_state": Promise("gauge", "backend"),
+    "rate_limit_hits_total": Promise("counter", "scope limit"),
+    "api_key_requests_total": Promise("counter", "key"),
+    "api_key_tokens_total": Promise("counter", "key"),
+    "active_users": Promise("gauge", "window"),
+    "budget_remaining_usd": Promise("gauge", "key"),
+    "usage_dropped_total": Promise("counter", "reason"),
     "scrape_duration_seconds": Promise("histogram", "", ANY),
     "series": Promise("gauge", "family"),
     "series_dropped_total": Promise("counter", "family"),
@@ -82,7 +98,7 @@ CATALOGUE: dict[str, Promise] = {
     "config_last_reload_successful": Promise("gauge", ""),
     "config_last_reload_timestamp_seconds": Promise("gauge", ""),
 }
-"""What the catalogue marks as moving from the first version on."""
+"""What the catalogue marks as moving from the first version, or with keys, limits, queues and caches."""
 
 BEYOND = {
     "requests_in_flight",  # what a killed worker had in hand is read from it
@@ -107,6 +123,11 @@ CLOSED = {
     "active_connections": {"type": "client upstream", "protocol": "http sse websocket"},
     "connection_duration_seconds": {"type": "client upstream", "protocol": "http sse websocket"},
     "usage_records_total": {"source": "provider estimated partial none"},
+    "cache_hits_total": {"cache_type": "response redis"},
+    "cache_misses_total": {"cache_type": "response redis"},
+    "cost_usd_total": {"status": "exact estimated"},
+    "rate_limit_hits_total": {"scope": "key model global"},
+    "active_users": {"window": "5m 1h 24h"},
     "system_disk_io_bytes_total": {"direction": "read write"},
     "system_network_bytes_total": {"direction": "receive transmit"},
 }
@@ -123,6 +144,7 @@ models:
     fallbacks: [second]
   - name: second
     deployments: [{backend: good, model: scripted}]
+    price: {input: 1, output: 2}
 routing: {retry: {attempts: 2, backoff: 1ms}}
 """
 
@@ -151,14 +173,26 @@ def test_every_name_of_the_guide_is_a_view() -> None:
     } == {name: (promise.type, promise.labels, bounds(promise)) for name, promise in GUIDE.items()}
 
 
-def ask(serving: Serving, model: str, *, stream: bool = False) -> int:
+def post(serving: Serving, path: str, body: dict[str, Any], key: str = "") -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", serving.port, timeout=20)
-    body = json.dumps({"model": model, "stream": stream, "messages": [{"role": "user", "content": "one two"}]})
-    connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
+    headers = {"content-type": "application/json", **({"authorization": f"Bearer {key}"} if key else {})}
+    connection.request("POST", path, json.dumps(body), headers)
     reply = connection.getresponse()
-    reply.read()
+    answer = reply.read()
     connection.close()
-    return reply.status
+    return reply.status, answer
+
+
+def ask(serving: Serving, model: str, key: str, **fields: Any) -> int:
+    body = {"model": model, "messages": [{"role": "user", "content": "one two"}], **fields}
+    return post(serving, "/v1/chat/completions", body, key)[0]
+
+
+def new_key(serving: Serving, name: str, **limits: float) -> str:
+    status, answer = post(serving, "/admin/keys", {"name": name, "limits": limits})
+    assert status == 201, answer
+    secret: str = json.loads(answer)["secret"]
+    return secret
 
 
 class Exposed(NamedTuple):
@@ -171,14 +205,21 @@ class Exposed(NamedTuple):
 
 @pytest.fixture(scope="module")
 def exposed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exposed]:
-    """After replies, a stream, a retry, a fallback, an unknown model and an unknown path."""
+    """After replies, a stream, a retry, a fallback, a cached reply, a limit, an unknown model and an unknown path."""
     with ScriptedBackend() as flaky, ScriptedBackend() as good:
         flaky.always(json_reply({"error": {"message": "no"}}, 500))
         config = CONFIG % {"flaky": flaky.base_url, "good": good.base_url}
         with Serving(tmp_path_factory.mktemp("names"), config) as serving:
-            statuses = [ask(serving, name, stream=stream) for name in ("first", "second") for stream in (False, True)]
+            key = new_key(serving, "team", usd_per_day=5)
+            tight = new_key(serving, "tight", requests_per_minute=1)
+            statuses = [
+                ask(serving, name, key, stream=stream) for name in ("first", "second") for stream in (False, True)
+            ]
             assert statuses == [200] * 4
-            assert (ask(serving, "third"), serving.status("/nowhere")) == (404, 404)
+            assert [ask(serving, "second", tight, temperature=0) for _ in range(2)] == [200, 429]
+            assert ask(serving, "second", key, temperature=0) == 200
+            assert (ask(serving, "third", key), serving.status("/nowhere")) == (404, 404)
+            until(lambda: b'active_users{window="5m"} 2' in serving.get("/metrics"), what="what the usage rows say")
             until(lambda: b"_upstream_requests_in_flight{" in serving.get("/metrics"), what="the workers' next tick")
             text = serving.get("/metrics").decode()
             openmetrics = serving.get("/metrics", accept="application/openmetrics-text; version=1.0.0").decode()
@@ -244,13 +285,22 @@ def test_what_happened_moved_its_families(exposed: Exposed) -> None:
         ("retries_total", {"model": "first", "reason": "server-error"}, 2.0),
         ("fallbacks_total", {"model": "first", "reason": "server-error"}, 2.0),
         ("attempts_total", {"backend": "flaky", "outcome": "provider"}, 4.0),
-        ("attempts_total", {"backend": "good", "outcome": "success"}, 4.0),
-        ("inference_total", {"model": "second", "status": "success"}, 4.0),
+        ("attempts_total", {"backend": "good", "outcome": "success"}, 5.0),
+        ("inference_total", {"model": "second", "status": "success", "cached": "false"}, 5.0),
+        ("inference_total", {"model": "second", "status": "success", "cached": "true"}, 1.0),
+        ("cache_hits_total", {"cache_type": "response"}, 1.0),
+        ("cache_misses_total", {"cache_type": "response"}, 1.0),
+        ("rate_limit_hits_total", {"scope": "key", "limit": "requests_per_minute"}, 1.0),
+        ("api_key_requests_total", {"key": "team"}, 6.0),
+        ("api_key_requests_total", {"key": "tight"}, 2.0),
+        ("queue_wait_seconds_count", {"model": "second"}, 5.0),
+        ("active_users", {"window": "5m"}, 2.0),
         ("http_requests_total", {"route": "__other__", "status_code": "404"}, 1.0),
     ):
+        metric = exposed.text[families.PREFIX + name.removesuffix("_count")]
         found = [
             sample.value
-            for sample in exposed.text[families.PREFIX + name].samples
-            if labels.items() <= sample.labels.items()
+            for sample in metric.samples
+            if sample.name == families.PREFIX + name and labels.items() <= sample.labels.items()
         ]
         assert found == [value], (name, found)

@@ -14,8 +14,9 @@ import pytest
 from llm_router.observe.metrics.slots import Segment
 from llm_router.processes.board import Board
 from llm_router.processes.listen import listen_unix
+from llm_router.processes.news import encode, frame
 from llm_router.processes.plan import ChildSpec, LaunchPlan, memory_file, module_command
-from llm_router.processes.snapshot import Snapshot, encode, frame
+from llm_router.processes.snapshot import Snapshot
 from llm_router.routing.table import RoutingTable
 from llm_router.testing import ScriptedBackend
 from support.gateway import table

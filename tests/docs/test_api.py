@@ -18,10 +18,12 @@ import pytest
 
 import llm_router
 from llm_router.accounts.access import AccessSettings
-from llm_router.admin import models, monitoring, reload
+from llm_router.accounts.stored import StoredKey
+from llm_router.accounts.usage import UsageTotal
+from llm_router.admin import keys, models, monitoring, reload, usage
 from llm_router.admin.models import LocalModel
 from llm_router.errors import RouterError
-from llm_router.gateway import core, openai
+from llm_router.gateway import anthropic, core, openai
 from llm_router.gateway.core import Core
 from llm_router.gateway.front import INTERNAL_ERROR
 from llm_router.gateway.generate import Generated, failure, success
@@ -86,6 +88,8 @@ def control_endpoints() -> set[str]:
             cast("Any", None), version="", metrics_path="/metrics", health_path="/health", now=time.time
         ),
         *models.routes(cast("Any", None)),
+        *keys.routes(cast("Any", None), now=time.time),
+        *usage.routes(cast("Any", None), now=time.time),
         *reload.routes(list),
     ]
     return {f"{method} {route.path}" for route in routes for method in (route.methods or set()) - {"HEAD"}}
@@ -118,7 +122,9 @@ def test_the_worker_forwards_only_what_control_serves() -> None:
 def test_the_index_lists_the_same() -> None:
     """`GET /`, but for itself."""
     index = monitoring._INDEX.format(version="", metrics="/metrics ", health="/health ")
-    found = {f"{method} {path}" for method, path in re.findall(r"^  (GET|POST) +(\S+)", index, re.MULTILINE)}
+    found = {
+        f"{method} {path}" for method, path in re.findall(r"^  (GET|POST|PATCH|DELETE) +(\S+)", index, re.MULTILINE)
+    }
     assert found == {coded(cells[0])[0] for cells in table("endpoint")} - {"GET /", "GET /v1/models/{id}"}
 
 
@@ -126,15 +132,16 @@ def test_the_index_lists_the_same() -> None:
 
 
 def test_every_header_of_ours_is_listed() -> None:
-    """Those that a page of another origin may read, which are those that we set, and Allow."""
+    """Those that a page of another origin may read, which are those that we set, and two of HTTP's; and what we read."""
     from llm_router.accounts.access import _EXPOSED
 
     exposed = {name.strip() for name in _EXPOSED.decode().split(",")}
-    assert {coded(cells[0])[0] for cells in table("reply header")} == exposed | {"allow"}
-    source = "".join(path.read_text(encoding="utf-8") for path in (SOURCES / "gateway").glob("*.py"))
-    assert {
-        name for name in re.findall(r'b"(x-llm-router-[a-z-]+)"', source) if name != "x-llm-router-client"
-    } <= exposed
+    assert {coded(cells[0])[0] for cells in table("reply header")} == exposed | {"allow", "www-authenticate"}
+    files = [*(SOURCES / "gateway").glob("*.py"), *(SOURCES / "cache").glob("*.py")]
+    source = "".join(path.read_text(encoding="utf-8") for path in files)
+    ours = set(re.findall(r'b"(x-llm-router-[a-z-]+)"', source)) - {"x-llm-router-client"}
+    read = {name for cells in table("request header") for name in coded(cells[0]) if name.startswith("x-llm-router-")}
+    assert ours == read | {name for name in exposed if name.startswith("x-llm-router-")}
 
 
 # -- errors ---------------------------------------------------------------------------------------------
@@ -171,10 +178,14 @@ def classes(root: type[RouterError] = RouterError) -> Iterator[type[RouterError]
         yield from classes(child)
 
 
+SCRIPTS = (".__main__", ".migrations.env")
+"""Modules that do their work when they are run, and cannot be imported for their names."""
+
+
 def test_every_error_code_is_listed_with_its_status() -> None:
     """Those of the classes, those of the call sites, and no other."""
     for module in pkgutil.walk_packages(llm_router.__path__, "llm_router."):  # so that every class is there
-        if not module.name.endswith("__main__"):
+        if not module.name.endswith(SCRIPTS):
             importlib.import_module(module.name)
     of_cli = {coded(cells[0])[0] for cells in table("code of the command line")}
     expected: dict[str, set[int]] = {}
@@ -249,10 +260,17 @@ def test_the_health_example_has_the_shape_of_a_report() -> None:
 def test_the_other_examples_have_the_shape_of_what_is_sent() -> None:
     """Errors, the envelope of /api/generate, models."""
     shapes = [shape(value) for value in examples()]
-    for body in (openai.error_object(RouterError("x"), "1"), failure("x", "1")):
+    error = RouterError("x")
+    for body in (openai.error_object(error, "1"), anthropic.error_object(error, "1"), failure("x", "1")):
         assert shape(json.loads(body)) in shapes
     result = Generated("t", 1, "m", 1.0, False, "s", {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0})
     assert shape(example("metadata")) == shape(json.loads(success(result, "1", 1.0)))
     assert shape(example("owned_by")) == shape(openai.model_object(ModelSpec(name="m")))
+    key = StoredKey(id="key-1", name="app", digest=b"", created_time=0.0)
+    assert shape(example("secret")["key"]) == shape(msgspec.to_builtins(keys.shown(key, 0.0)))
+    sums = {name for name, value in msgspec.structs.asdict(UsageTotal()).items() if value is not None}
+    assert set(example("totals")["total"]) == sums
+    (row,) = example("totals")["totals"]
+    assert set(row) == sums | {"key_id", "key", "model"}
     assert set(example("size_bytes")) == set(LocalModel.__struct_fields__)
     assert msgspec.convert(example("size_bytes"), LocalModel).state == "loaded"

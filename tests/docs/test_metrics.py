@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import get_args
 
 from llm_router import families
+from llm_router.accounts.limits import KINDS, Scope
 from llm_router.errors import FaultDomain
 from llm_router.instruments import _METHODS
 from llm_router.models.registry import FORMAT
 from llm_router.processes.supervisor import RestartReason
+from llm_router.routing.failures import RetryReason
 from llm_router.routing.policies import POLICIES, Reason
-from llm_router.routing.router import RetryReason
-from llm_router.signals import OTHER, Outcome, UsageSource
+from llm_router.signals import OTHER, CostStatus, Outcome, UsageSource
 
 REFERENCE = (Path(__file__).parents[2] / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
 PREFIX = families.PREFIX
@@ -30,6 +31,14 @@ CLOSED: dict[tuple[str, str], set[str]] = {
     ("inference_total", "status"): set(families.INFERENCE_STATUSES),
     ("inference_total", "cached"): {"true", "false"},
     ("usage_records_total", "source"): set(families.USAGE_SOURCES),
+    ("cost_usd_total", "status"): set(families.COST_STATUSES),
+    ("cache_hits_total", "cache_type"): set(families.CACHE_TYPES),
+    ("cache_misses_total", "cache_type"): set(families.CACHE_TYPES),
+    ("cache_size_bytes", "cache_type"): set(families.CACHE_TYPES),
+    ("rate_limit_hits_total", "scope"): set(get_args(Scope)),
+    ("rate_limit_hits_total", "limit"): set(KINDS),
+    ("active_users", "window"): set(families.ACTIVE_WINDOWS),
+    ("usage_dropped_total", "reason"): set(families.USAGE_DROP_REASONS),
     ("routing_decisions_total", "reason"): set(Reason),
     ("attempts_total", "outcome"): {"success", "cancelled", *FaultDomain},
     ("retries_total", "reason"): set(RetryReason),
@@ -117,6 +126,7 @@ def test_declared_lists_are_those_of_the_records() -> None:
     """The families' closed lists and the types that the request path uses say the same."""
     assert set(families.INFERENCE_STATUSES) == set(get_args(Outcome))
     assert set(families.USAGE_SOURCES) == set(get_args(UsageSource))
+    assert {*families.COST_STATUSES, ""} == set(get_args(CostStatus))
 
 
 def test_every_kind_of_error_is_described() -> None:

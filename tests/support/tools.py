@@ -1,4 +1,4 @@
-"""Programs that tests need and that pip does not install: promtool, prometheus, nginx."""
+"""Programs that tests need and that pip does not install: promtool, prometheus, nginx, redis-server."""
 
 from __future__ import annotations
 

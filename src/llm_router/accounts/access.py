@@ -21,8 +21,10 @@ _CACHE_BOUND: Final = 1024
 """Host values remembered; beyond it each is judged anew (about 2 us). One client uses one or two."""
 
 _EXPOSED: Final = (
-    b"x-request-id, x-llm-router-model, x-llm-router-backend, x-llm-router-strategy, "
-    b"x-llm-router-attempts, x-llm-router-overhead-ms, retry-after"
+    b"x-request-id, request-id, x-llm-router-model, x-llm-router-backend, x-llm-router-strategy, "
+    b"x-llm-router-attempts, x-llm-router-overhead-ms, x-llm-router-cached, retry-after, "
+    b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
+    b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
 )
 _PREFLIGHT_MAX_AGE_S: Final = b"600"
 

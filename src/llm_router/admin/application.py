@@ -1,18 +1,22 @@
-"""Control's HTTP application: guard, request ids, error objects and routes around what the other modules answer.
+"""Control's HTTP application: guard, keys, request ids, error objects and routes around what the other modules answer.
 
 One application behind three entries; which one a request came by is told by the server (server.py) and decides
-what is checked. Not for: sockets (server.py) or any particular route (monitoring.py, models.py, reload.py).
+what is checked. Every request is authorised here, before its path is looked at by anything else: what is not known
+to be for monitoring is for administrators. Not for: sockets (server.py) or any particular route (monitoring.py,
+models.py, keys.py, reload.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import re
+import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import StrEnum
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -24,8 +28,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llm_router.accounts.access import Guard
+from llm_router.accounts.keys import SCOPES, KeyRing, KeyScope
 from llm_router.chat import NOT_JSON
-from llm_router.errors import InvalidRequest, RouterError
+from llm_router.errors import InvalidRequest, RouterError, Unavailable
+from llm_router.gateway.auth import Failures, find_key, is_key_shown, lacking
 from llm_router.gateway.openai import error_object, unreadable
 
 MAX_BODY_BYTES: Final = 1024 * 1024
@@ -45,6 +51,12 @@ reply on its way."""
 CLIENT_HEADER: Final = "x-llm-router-client"
 """Believed on the workers' socket only."""
 
+MAX_HELD: Final = 8
+"""Answers to requests without a valid key that are held back at a time. Fewer than the requests that one worker has
+with control at a time (gateway/forward.py), so that they cannot keep an administrator out."""
+
+_OPEN_PATHS: Final = frozenset(("/health/live", "/health/ready"))
+_MONITORING_PATHS: Final = frozenset(("/", "/metrics", "/metrics/json", "/health"))
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 T = TypeVar("T")
@@ -58,18 +70,47 @@ class Entry(StrEnum):
     FORWARD = "forward"  # a worker, for a client of the app port
 
 
-def build(routes: Sequence[Route], guard: Callable[[], Guard]) -> ASGIApp:
+class Rights(NamedTuple):
+    """Who may do what, as it stands now.
+
+    Attributes:
+        ring: the keys that are valid; None while that is not known, as before the store was read: whoever needs a key
+            is then asked to come back.
+        closed: for which scopes callers need a key, by the way they come (`accounts.keys.closed_scopes`). A way that
+            is missing is closed for all; the command line never needs a key.
+    """
+
+    ring: KeyRing | None
+    closed: Mapping[Entry, frozenset[KeyScope]]
+
+
+def build(
+    routes: Sequence[Route],
+    guard: Callable[[], Guard],
+    rights: Callable[[], Rights],
+    *,
+    monitoring_paths: Collection[str] = (),
+    wall: Callable[[], float] = time.time,
+    failures: Failures | None = None,
+) -> ASGIApp:
     """The application that serves `routes`.
 
     Args:
         guard: the browser guard in force, asked for with each request: a reload replaces it.
+        rights: asked for with each request.
+        monitoring_paths: configured paths of monitoring beside the usual ones.
+        wall: Unix seconds.
+        failures: who failed to show a key lately.
     """
     app = Starlette(
         routes=routes,
         exception_handlers={RouterError: _router_error, HTTPException: _http_error},  # type: ignore[dict-item]
     )
     app.router.redirect_slashes = False  # a redirect would name the wrong host behind a proxy
-    return _Guarded(app, guard)
+    door = _Door(
+        rights, frozenset(monitoring_paths), wall, failures or Failures(clock=time.monotonic, max_held=MAX_HELD)
+    )
+    return _Guarded(app, guard, door)
 
 
 def entry_of(scope: Scope) -> Entry:
@@ -82,6 +123,15 @@ def _address(text: str) -> tuple[str, int] | None:
     """The client that a worker names as `ip:port`; None if it did not know."""
     host, _, port = text.rpartition(":")
     return (host.strip("[]"), int(port)) if host and port.isdecimal() else None
+
+
+def caller(request: Request) -> str:
+    """Who is asking, for a log: by key where one was needed."""
+    scope = request.scope
+    if "key_name" in scope:
+        return f"the key {scope['key_name']!r}"
+    entry = entry_of(scope)
+    return "the command line" if entry is Entry.CLI else scope["client"][0] if scope["client"] else f"the {entry} port"
 
 
 def json_response(value: object, status: int = 200, media_type: str = "application/json") -> Response:
@@ -114,12 +164,58 @@ async def read_body(request: Request, type: type[T]) -> T:
         raise unreadable(error) from None
 
 
-class _Guarded:
-    """Gives each request an id, keeps foreign pages out, and adds CORS headers for configured ones."""
+class _Door:
+    """Lets a request in, or raises why not."""
 
-    def __init__(self, app: ASGIApp, guard: Callable[[], Guard]) -> None:
+    def __init__(
+        self,
+        rights: Callable[[], Rights],
+        monitoring_paths: frozenset[str],
+        wall: Callable[[], float],
+        failures: Failures,
+    ) -> None:
+        self._rights = rights
+        # A path of monitoring's that was configured where something else lives does not open that.
+        configured = {path for path in monitoring_paths if not path.startswith("/admin")}
+        self._open_paths = _OPEN_PATHS - configured
+        self._monitoring_paths = _MONITORING_PATHS | configured
+        self._wall = wall
+        self._failures = failures
+
+    async def admit(self, scope: Scope, headers: Headers) -> None:
+        """Raises: Unauthorized, late if the address failed often; Forbidden; Unavailable."""
+        needed = self._scope_of(scope["path"])
+        if needed is None:
+            return
+        rights = self._rights()
+        if needed not in rights.closed.get(entry_of(scope), SCOPES):
+            return
+        if rights.ring is None:
+            raise Unavailable("the keys cannot be read yet; ask again in a moment")
+        shown = dict(headers.raw)
+        key = find_key(rights.ring, shown, self._wall())
+        if key is None:
+            address = scope["client"][0] if scope["client"] else ""
+            error = self._failures.failed(address, was_shown=is_key_shown(shown))
+            raise await self._failures.hold(error)
+        if not key.has(needed):
+            raise lacking(key, needed)
+        scope["key_name"] = key.name
+
+    def _scope_of(self, path: str) -> KeyScope | None:
+        """The right that a path needs; the very text that the router will look for."""
+        if path in self._open_paths:
+            return None
+        return "metrics:read" if path in self._monitoring_paths else "admin"
+
+
+class _Guarded:
+    """Gives each request an id, keeps foreign pages and strangers out, and adds CORS headers for configured pages."""
+
+    def __init__(self, app: ASGIApp, guard: Callable[[], Guard], door: _Door) -> None:
         self._app = app
         self._guard = guard
+        self._door = door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -170,6 +266,11 @@ class _Guarded:
                 await Response(status_code=204)(scope, receive, send_with_headers)
                 return
             added += guard.cors(origin)
+            try:
+                await self._door.admit(scope, headers)
+            except RouterError as error:
+                await _error(error, request_id)(scope, receive, send_with_headers)
+                return
         await self._app(scope, receive, send_with_headers)
 
 
@@ -222,7 +323,7 @@ def _error(error: RouterError, request_id: str) -> Response:
         response.headers[name.decode("latin-1")] = value.decode("latin-1")
     retry_after_s = getattr(error, "retry_after_s", None)
     if retry_after_s is not None:
-        response.headers["retry-after"] = str(max(1, round(retry_after_s)))
+        response.headers["retry-after"] = str(max(1, math.ceil(retry_after_s)))
     return response
 
 

@@ -28,6 +28,8 @@ Inference (app port)
   POST /v1/chat/completions     OpenAI chat, plain and streaming
   POST /v1/completions          OpenAI completions
   POST /v1/embeddings           OpenAI embeddings
+  POST /v1/messages             Anthropic messages, plain and streaming
+  POST /v1/messages/count_tokens  about how many tokens one has
   GET  /v1/models               what can be asked for
   POST /api/generate            prompt in, text out
 
@@ -42,6 +44,11 @@ Administration (monitoring port and app port)
   GET  /admin/models            local models: state, memory, load time
   POST /admin/models/load       {{"name": ..., "options": {{...}}}}
   POST /admin/models/unload     {{"name": ...}}
+  GET  /admin/keys              keys, without their texts
+  POST /admin/keys              {{"name": ..., "scopes": [...]}}; shows the new key once
+  PATCH /admin/keys/{{id}}        change its name, scopes, models, expires, limits
+  DELETE /admin/keys/{{id}}       revoke it
+  GET  /admin/usage             tokens and cost by key, model, backend, day
   POST /admin/reload            read the configuration again
 """
 

@@ -5,6 +5,7 @@ One sweep serves the deadlines of all pools, so that no request needs a timer. N
 
 from __future__ import annotations
 
+from llm_router.backends.anthropic_messages import AnthropicMessages
 from llm_router.backends.base import Backend
 from llm_router.backends.openai_compatible import OpenAICompatible
 from llm_router.routing.table import BackendSpec
@@ -39,7 +40,8 @@ class Connections:
             tls_ca_file=spec.tls_ca_file or None,
         )
         pool = Pool(spec.name, Origin.parse(spec.url), settings, self._recorder)
-        backend = OpenAICompatible(spec, pool)
+        backend: Backend
+        backend = AnthropicMessages(spec, pool) if spec.protocol == "anthropic" else OpenAICompatible(spec, pool)
         self._open.append(backend)
         return backend
 

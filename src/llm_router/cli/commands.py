@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from llm_router import __version__
-from llm_router.cli import bench, chat, check, models, reload, serve
+from llm_router.cli import bench, chat, check, keys, models, reload, serve
 from llm_router.cli.help import Command, Group
 
 _EPILOG = """A first look:
@@ -37,6 +37,7 @@ def build() -> typer.Typer:
     app.command("serve", cls=Command, epilog=serve.EPILOG)(serve.serve)
     app.command("chat", cls=Command, epilog=chat.EPILOG)(chat.chat)
     app.add_typer(models.build(), name="models")
+    app.add_typer(keys.build(), name="keys")
     app.command("check", cls=Command, epilog=check.EPILOG)(check.check)
     app.command("reload", cls=Command)(reload.reload)
     app.command("bench", cls=Command, epilog=bench.EPILOG)(bench.bench)

@@ -17,7 +17,7 @@ EPILOG = """Examples:
 
 - `llm-router serve` on 127.0.0.1:3006 and, for Prometheus, 127.0.0.1:9090
 - `llm-router serve --port 4000 --workers auto`
-- `llm-router serve --config production.yaml --host 0.0.0.0 --insecure`
+- `llm-router serve --config production.yaml --host 0.0.0.0`
 
 Ctrl-C or SIGTERM stops it: requests in flight finish first. SIGHUP reads the configuration again."""
 
@@ -48,9 +48,7 @@ def serve(
         str | None,
         typer.Option(metavar="DURATION", help="How long requests in flight may take at a stop.  [default: 30s]"),
     ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Let other machines in although no key protects the router.")
-    ] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Ask no other machine for a key either.")] = False,
 ) -> None:
     """Start the router: an OpenAI-compatible API, with its monitoring."""
     overrides = {
@@ -71,16 +69,15 @@ def serve(
 def plan_of(config: str | None, overrides: dict[str, Any]) -> LaunchPlan:
     """The plan of a router with this configuration.
 
-    Raises: ConfigError, also for addresses that other machines could reach, and for broken model files.
+    Raises: ConfigError, also for broken model files and a custom policy that cannot be had.
     """
-    from llm_router.cli.check import check_models
+    from llm_router.cli.check import check_models, check_policy
     from llm_router.cli.options import settings_of
-    from llm_router.config import check_exposure
     from llm_router.processes.plan import LaunchPlan
 
     settings = settings_of(config, **overrides)
-    check_exposure(settings)
     check_models(settings)
+    check_policy(settings)
     server = settings.server
     return LaunchPlan(
         data_dir=server.data_dir,
@@ -100,7 +97,8 @@ def plan_of(config: str | None, overrides: dict[str, Any]) -> LaunchPlan:
 def banner(settings: Settings) -> str:
     """What is printed when the router is ready: addresses, and one request that answers.
 
-    Ports that are chosen at the start stand as `{port}` and `{metrics_port}`, for who knows them to fill in.
+    Ports that are chosen at the start stand as `{port}` and `{metrics_port}`, and `{key}` where a key would be shown, for
+    who knows them to fill in.
     """
     server = settings.server
     api = f"{server.scheme}://{reachable(server.host)}:{server.port or '{port}'}"
@@ -119,7 +117,7 @@ def banner(settings: Settings) -> str:
         )
         lines += [
             "Try:",
-            f"  curl {api}/v1/chat/completions -H 'content-type: application/json' \\",
+            f"  curl {api}/v1/chat/completions{{key}} -H 'content-type: application/json' \\",
             f"    -d '{body}'",
         ]
     lines.append("Ctrl-C stops it.")

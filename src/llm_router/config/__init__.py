@@ -5,8 +5,10 @@ Imported by composition roots only (cli, app, processes.control): packages are h
 
 from __future__ import annotations
 
-from llm_router.config.load import FILE_NAME, check_exposure, is_loopback, load
+from llm_router.config.exposure import KeysNeeded, is_loopback, keys_needed
+from llm_router.config.load import FILE_NAME, load
 from llm_router.config.settings import (
+    AccountsSettings,
     HealthSettings,
     MetricsSettings,
     ModelSettings,
@@ -17,13 +19,15 @@ from llm_router.config.settings import (
 
 __all__ = [
     "FILE_NAME",
+    "AccountsSettings",
     "HealthSettings",
+    "KeysNeeded",
     "MetricsSettings",
     "ModelSettings",
     "RoutingSettings",
     "ServerSettings",
     "Settings",
-    "check_exposure",
     "is_loopback",
+    "keys_needed",
     "load",
 ]

@@ -5,21 +5,33 @@ Not for: watching the file, or turning settings into a routing table (processes/
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import ssl
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 import msgspec
 
 from llm_router.accounts.access import AccessSettings
+from llm_router.accounts.database import read_url
+from llm_router.accounts.limits import Limits
+from llm_router.cache.base import CacheSettings
 from llm_router.config import litellm
+from llm_router.config.checks import (
+    check_accounts,
+    check_cache,
+    check_limits,
+    check_queue,
+    check_routing,
+    check_terms,
+)
 from llm_router.config.document import Document, read
+from llm_router.config.presets import NEED_A_KEY, Preset, with_preset
 from llm_router.config.settings import (
     SECTIONS,
+    AccountsSettings,
     HealthSettings,
     MetricsSettings,
     ModelSettings,
@@ -46,6 +58,8 @@ _ENVIRONMENT: Final = {
     "DATA_DIR": "server.data_dir",
     "LOG_DIR": "server.log_dir",
     "ENVIRONMENT": "server.environment",
+    "DATABASE_URL": "accounts.database",
+    "REDIS_URL": "accounts.redis",
     "METRICS_ENDPOINT": "metrics.endpoint",
     "HEALTH_ENDPOINT": "health.endpoint",
 }
@@ -65,6 +79,7 @@ _WORKERS_MAX: Final = 64
 """The supervisor keeps one metric segment and one socket per worker; more workers than this help nobody."""
 _BACKEND_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MODEL_NAME: Final = re.compile(r"[^\s\x00-\x1f\x7f\"]{1,200}")
+_PROVIDER: Final = re.compile(r"[A-Za-z0-9_-]{0,64}")
 _ENDPOINT: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
 
 
@@ -86,29 +101,6 @@ def load(
     return _Load(document, env, overrides, files_needed=files_needed).settings(
         os.path.abspath(document.name) if document.name else ""
     )
-
-
-def check_exposure(settings: Settings) -> None:
-    """Raise ConfigError if other machines could reach a router that no key protects, unless that is wanted."""
-    if settings.server.insecure:
-        return
-    for key, host in (("server.host", settings.server.host), ("server.metrics_host", settings.server.metrics_host)):
-        if not is_loopback(host) and not (key == "server.metrics_host" and settings.server.metrics_port < 0):
-            raise ConfigError(
-                key,
-                f"{host!r} can be reached by other machines, and no key protects the router yet: anyone there could use "
-                f"and manage it. Use 127.0.0.1, or start with --insecure if that is what you want",
-            )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a listener at `host` (an address, or localhost)."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def usable_cpus() -> int:
@@ -188,9 +180,14 @@ class _Load:
         if not source and not models:
             models = self._default_models(server)
         routing = self._routing(data.get("routing"), models)
+        limits = self._shaper.build(Limits, data.get("limits"), "limits")
+        check_limits(limits, "limits", self.fail)
+        cache = self._shaper.build(CacheSettings, data.get("cache"), "cache")
+        check_cache(cache, self.fail)
         metrics = self._shaper.build(MetricsSettings, data.get("metrics"), "metrics")
         health = self._shaper.build(HealthSettings, data.get("health"), "health")
         self._endpoints(metrics.endpoint, health.endpoint)
+        accounts = self._accounts(data.get("accounts"), server)
         used = {deployment.backend for model in models for deployment in model.deployments}
         self._notes += [f"backend {backend.name!r} serves no model" for backend in backends if backend.name not in used]
         return Settings(
@@ -200,6 +197,9 @@ class _Load:
             models=models,
             backends=backends,
             routing=routing,
+            cache=cache,
+            limits=limits,
+            accounts=accounts,
             metrics=metrics,
             health=health,
             source=source,
@@ -284,7 +284,7 @@ class _Load:
         backends: dict[str, BackendSpec] = {}
         for index, entry in enumerate(self._list(raw, "backends")):
             path = f"backends[{index}]"
-            backend = self._shaper.build(BackendSpec, entry, path)
+            backend = self._backend(entry, path)
             if not _BACKEND_NAME.fullmatch(backend.name) or backend.name == OTHER:
                 raise self.fail(
                     f"{path}.name",
@@ -305,12 +305,29 @@ class _Load:
                 raise self.fail(f"{path}.api_key", "is empty; leave the key out if the backend needs none")
             if re.search(r"[^!-~]", backend.api_key):
                 raise self.fail(f"{path}.api_key", "holds a space, a line end or no ASCII, which no key does")
+            if re.search(r"[^!-~]|[?#]", backend.query):
+                raise self.fail(f"{path}.query", "should look like name=value&other=value, percent-encoded, without ?")
+            if not _PROVIDER.fullmatch(backend.provider):
+                raise self.fail(f"{path}.provider", f"{backend.provider!r} will not do: a word like openai, or local")
             backends[backend.name] = msgspec.structs.replace(
                 backend,
                 url=self._url(backend.url, f"{path}.url"),
                 tls_ca_file=self._authorities(backend.tls_ca_file, f"{path}.tls_ca_file"),
             )
         return tuple(backends.values())
+
+    def _backend(self, entry: Any, path: str) -> BackendSpec:
+        """An entry with what its preset says for the keys that it leaves out."""
+        if not isinstance(entry, Mapping) or "preset" not in entry:
+            return self._shaper.build(BackendSpec, entry, path)
+        preset = cast("Preset", self._shaper.choice(Preset, entry["preset"], f"{path}.preset"))
+        filled = with_preset(preset, {key: value for key, value in entry.items() if key != "preset"})
+        if preset == "azure" and "url" not in filled:
+            raise self.fail(f"{path}.url", "is missing: write the resource's address, https://NAME.openai.azure.com")
+        backend = self._shaper.build(BackendSpec, filled, path)
+        if preset in NEED_A_KEY and not backend.api_key and not backend.headers and "api_key" not in filled:
+            self._notes.append(f"backend {backend.name!r} has no api_key, without which {preset} refuses requests")
+        return backend
 
     def _authorities(self, file: str, path: str) -> str:
         """The absolute path of a PEM file that holds certificates; empty for none."""
@@ -353,12 +370,18 @@ class _Load:
                     f"{path}.name", f"there is another model {model.name!r}; give one model several deployments instead"
                 )
             for number, deployment in enumerate(model.deployments):
+                at = f"{path}.deployments[{number}]"
                 if deployment.backend not in backends:
                     raise self.fail(
-                        f"{path}.deployments[{number}].backend",
+                        f"{at}.backend",
                         f"no backend {deployment.backend!r} is configured{suggest(deployment.backend, backends)}",
                     )
+                check_terms(deployment.quality, deployment.price, deployment.context_tokens, at, self.fail)
+            check_terms(model.quality, model.price, model.context_tokens, path, self.fail)
+            check_queue(model.queue, f"{path}.queue", self.fail)
+            check_limits(model.limits, f"{path}.limits", self.fail)
             models[model.name] = model
+        self._members(models)
         for index, model in enumerate(models.values()):
             for number, fallback in enumerate(model.fallbacks):
                 path = f"models[{index}].fallbacks[{number}]"
@@ -367,6 +390,21 @@ class _Load:
                 if fallback not in models:
                     raise self.fail(path, f"no model {fallback!r} is configured{suggest(fallback, models)}")
         return tuple(models.values())
+
+    def _members(self, models: dict[str, ModelSettings]) -> None:
+        """Fails for members that do not exist, and for models that are their own members."""
+        for index, model in enumerate(models.values()):
+            path = f"models[{index}].members"
+            if model.members == "all":
+                if all(other.members for other in models.values()):
+                    self._notes.append(f"model {model.name!r} has no members until a model is loaded")
+                continue
+            for number, member in enumerate(model.members):
+                if member not in models:
+                    raise self.fail(f"{path}[{number}]", f"no model {member!r} is configured{suggest(member, models)}")
+            chain = _cycle(model.name, models)
+            if chain:
+                raise self.fail(path, f"model {model.name!r} would be its own member: {' has '.join(chain)}")
 
     def _model(self, entry: Any, path: str, server: ServerSettings) -> ModelSettings:
         if not isinstance(entry, Mapping):
@@ -384,8 +422,15 @@ class _Load:
         if not _MODEL_NAME.fullmatch(model.name) or model.name == OTHER:
             raise self.fail(f"{path}.name", f"{model.name!r} will not do: up to 200 characters, no spaces or quotes")
         if not model.file:
-            if not model.deployments:
-                raise self.fail(path, f"model {model.name!r} needs a `file` to run here or `deployments` on backends")
+            if not model.deployments and not model.members:
+                raise self.fail(
+                    path,
+                    f"model {model.name!r} needs a `file` to run here, `deployments` on backends, or other models as "
+                    "`members`",
+                )
+            for key in ("quality", "price", "context", "capabilities"):
+                if key in entry and not model.deployments:
+                    raise self.fail(f"{path}.{key}", "stands where the members are: they have their own")
             for key in ("runner", "load"):
                 if key in entry or (key == "runner" and runner_data is not None):
                     raise self.fail(f"{path}.{key}", "means something only together with `file`")
@@ -422,16 +467,26 @@ class _Load:
         if routing.default_model and routing.default_model not in names:
             wanted = routing.default_model
             raise self.fail("routing.default_model", f"no model {wanted!r} is configured{suggest(wanted, names)}")
-        retry = routing.retry
-        if not 1 <= retry.attempts <= 10:
-            raise self.fail("routing.retry.attempts", f"{retry.attempts} will not do: 1 (no retries) to 10")
-        if not 0 <= retry.budget_ratio <= 1:
-            raise self.fail("routing.retry.budget_ratio", f"{retry.budget_ratio:g} will not do: 0 to 1")
-        if retry.budget_min < 0:
-            raise self.fail("routing.retry.budget_min", "must be 0 or more")
+        check_routing(routing, self.fail)
+        for index, model in enumerate(models):
+            if model.strategy == "custom" and not routing.custom:
+                raise self.fail(
+                    f"models[{index}].strategy", "custom needs routing.custom, which says where the function is"
+                )
         if not routing.default_model and names:
             routing = msgspec.structs.replace(routing, default_model=names[0])
         return routing
+
+    def _accounts(self, raw: Any, server: ServerSettings) -> AccountsSettings:
+        accounts = self._shaper.build(AccountsSettings, raw, "accounts")
+        if not accounts.database:
+            accounts = msgspec.structs.replace(accounts, database=f"sqlite:///{server.data_dir}/accounts.db")
+        check_accounts(accounts, self.fail)
+        if accounts.database.startswith("sqlite:"):  # absolute, whatever the current folder is later
+            accounts = msgspec.structs.replace(accounts, database=str(read_url(accounts.database)))
+        if server.insecure and accounts.require_key == "always":
+            raise self.fail("server.insecure", "contradicts accounts.require_key: always; leave one of the two out")
+        return accounts
 
     def _endpoints(self, metrics: str, health: str) -> None:
         for key, endpoint in (("metrics.endpoint", metrics), ("health.endpoint", health)):
@@ -443,3 +498,19 @@ class _Load:
                 raise self.fail(key, f"{endpoint!r} would hide a part of the API")
         if metrics == health:
             raise self.fail("health.endpoint", f"{health!r} is the path of the metrics too")
+
+
+def _cycle(name: str, models: Mapping[str, ModelSettings]) -> list[str]:
+    """How a model comes to have itself as a member; empty if it does not."""
+    ways = [[name]]
+    seen: set[str] = set()
+    while ways:
+        way = ways.pop()
+        members = models[way[-1]].members
+        for member in () if members == "all" else members:
+            if member == name:
+                return [*way, name]
+            if member in models and member not in seen:
+                seen.add(member)
+                ways.append([*way, member])
+    return []

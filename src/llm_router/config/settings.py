@@ -12,12 +12,24 @@ from typing import Final, Literal
 import msgspec
 
 from llm_router.accounts.access import AccessSettings
+from llm_router.accounts.limits import Limits
+from llm_router.cache.base import CacheSettings
+from llm_router.config.presets import Preset
 from llm_router.config.shape import Section
 from llm_router.gateway.front import FrontSettings
 from llm_router.models.launch import RunnerSpec
-from llm_router.routing.table import BackendSpec, Deployment, RetrySpec
+from llm_router.models.prices import Price
+from llm_router.routing.table import (
+    BackendSpec,
+    BreakerSpec,
+    Capability,
+    Deployment,
+    QueueSpec,
+    RetrySpec,
+    Strategy,
+)
 
-Strategy = Literal["round-robin", "least-loaded"]
+_DAY_S: Final = 86_400.0
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +41,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         workers: processes of the data plane.
         drain_s: seconds that requests in flight may take to finish at a stop.
         data_dir, log_dir: absolute paths.
-        insecure: whether other machines may reach the router although no key protects it.
+        insecure: whether other machines may use the router without a key.
         tls_cert, tls_key: absolute paths of PEM files; the API then speaks https. Both or neither.
         environment: a word of the operator's own for what this router is used for; shown by `/health`.
     """
@@ -63,6 +75,19 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.data_dir}/control.sock"
 
 
+class QueueSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model's queue has differently from `routing.queue`; None: as there."""
+
+    slots: int | None = None
+    max_waiting: int | None = None
+    wait_s: float | None = None
+
+    def over(self, base: QueueSpec) -> QueueSpec:
+        """`base` with what is different here."""
+        different = {name: value for name in self.__struct_fields__ if (value := getattr(self, name)) is not None}
+        return msgspec.structs.replace(base, **different)
+
+
 class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Something that callers can ask for by name.
 
@@ -71,8 +96,12 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
         load: whether its runner is started with the router.
         runner: how it is run; None exactly when `file` is empty.
         deployments: backends that serve it, and the name they know it by.
+        members: names of models whose deployments are this one's too; `all` for every model that has no members.
         fallbacks: names of other models, tried in order when this one fails.
         strategy: overrides `routing.strategy` for this model.
+        quality, price, context_tokens, capabilities: of every deployment that does not say otherwise, see
+            `routing.table.Deployment`. Not of members': they have their own.
+        queue, limits: of requests for this name; members' count only for requests for the members.
     """
 
     name: str
@@ -80,16 +109,55 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     load: bool = True
     runner: RunnerSpec | None = None
     deployments: tuple[Deployment, ...] = ()
+    members: Literal["all"] | tuple[str, ...] = ()
     fallbacks: tuple[str, ...] = ()
     strategy: Strategy | None = None
+    quality: float | None = None
+    price: Price | None = None
+    context_tokens: int = 0
+    capabilities: tuple[Capability, ...] | None = None
+    queue: QueueSettings = QueueSettings()
+    limits: Limits = Limits()
 
 
 class RoutingSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How requests find their backend. `default_model` answers requests that name none; empty: the first model."""
+    """How requests find their backend, see `routing.table.RoutingTable`.
 
-    strategy: Strategy = "round-robin"
+    Args:
+        default_model: answers requests that name none; empty: the first model.
+        queue: of every model that does not say otherwise.
+    """
+
+    strategy: Strategy = "balanced"
+    custom: str = ""
     default_model: str = ""
+    deadline_s: float = 0.0
+    max_waiting: int = 1000
+    shed_lag_s: float = 1.0
     retry: RetrySpec = RetrySpec()
+    breaker: BreakerSpec = BreakerSpec()
+    queue: QueueSpec = QueueSpec()
+
+
+class AccountsSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where keys and usage are kept, and who needs a key.
+
+    Args:
+        database: URL of the store, `sqlite:////absolute/path` or `postgresql://…`; may hold a password.
+        redis: URL of a Redis or Valkey that counts limits for several routers; empty: this router counts alone.
+        usage_retention_s: how long usage rows are kept; 0 for ever. The default lets a month be compared with the
+            same one of last year.
+        require_key: `auto` asks for keys as soon as there are any, or other machines can reach the router.
+    """
+
+    database: str = ""
+    redis: str = ""
+    usage_retention_s: float = 400 * _DAY_S
+    require_key: Literal["auto", "always"] = "auto"
+
+    def __repr__(self) -> str:
+        shared = ", redis=…" if self.redis else ""
+        return f"AccountsSettings({self.database.partition(':')[0] or 'no database'}, {self.require_key}{shared})"
 
 
 class MetricsSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +177,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that can be configured. All names that are referred to exist.
 
     Args:
+        limits: of all callers together.
         source: absolute path of the file that was read; empty if there was none.
         notes: what an operator should know although nothing is wrong.
     """
@@ -119,6 +188,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[ModelSettings, ...] = ()
     backends: tuple[BackendSpec, ...] = ()
     routing: RoutingSettings = RoutingSettings()
+    cache: CacheSettings = CacheSettings()
+    limits: Limits = Limits()
+    accounts: AccountsSettings = AccountsSettings()
     metrics: MetricsSettings = MetricsSettings()
     health: HealthSettings = HealthSettings()
     source: str = ""
@@ -128,12 +200,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 SECTIONS: Final = (
     Section(Settings, internal=frozenset({"source", "notes"})),
     Section(AccessSettings, internal=frozenset({"bound_hosts"})),
-    Section(Deployment, renamed={"upstream_model": "model"}),
+    Section(Deployment, renamed={"upstream_model": "model", "context_tokens": "context"}),
+    Section(ModelSettings, renamed={"context_tokens": "context"}),
+    # By the size of the input costs only what is in the price list.
+    Section(Price, internal=frozenset({"tiers"})),
+    Section(CacheSettings, renamed={"max_bytes": "max_size"}, secret=frozenset({"url"})),
+    Section(AccountsSettings, secret=frozenset({"database", "redis"})),
     Section(RunnerSpec, internal=frozenset({"name", "path", "key"})),
     Section(
         BackendSpec,
         internal=frozenset({"local_model", "ready"}),
         groups={"timeouts": ("connect_s", "first_byte_s", "gap_s", "total_s", "wait_s")},
-        secret=frozenset({"api_key", "headers"}),
+        secret=frozenset({"api_key", "headers", "query"}),
+        elsewhere={"preset": Preset},
     ),
 )

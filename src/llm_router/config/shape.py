@@ -9,6 +9,7 @@ Not for: what belongs together across sections (load.py).
 from __future__ import annotations
 
 import difflib
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -36,6 +37,7 @@ class Section(NamedTuple):
         groups: a key to the fields that stand below it.
         renamed: a field to its key, where the word in the file is another one.
         secret: fields whose value is never shown.
+        elsewhere: keys that are no fields, to their types: whoever builds the struct takes them out before.
     """
 
     struct: type[msgspec.Struct]
@@ -43,6 +45,7 @@ class Section(NamedTuple):
     groups: Mapping[str, tuple[str, ...]] = _NOTHING
     renamed: Mapping[str, str] = _NOTHING
     secret: frozenset[str] = frozenset()
+    elsewhere: Mapping[str, Any] = _NOTHING
 
     def key(self, field: str) -> str:
         """The key of a field: its name without the unit, which the value carries."""
@@ -80,7 +83,7 @@ class Shaper:
         for field in msgspec.structs.fields(struct):
             if field.name not in section.internal:
                 places.setdefault(grouped.get(field.name, ""), {})[section.key(field.name)] = field
-        allowed = [*places[""], *section.groups]
+        allowed = [*places[""], *section.groups, *section.elsewhere]
         for key, value in raw.items():
             if key in section.groups:
                 self._fields(places[key], value, join(path, key), section, values)
@@ -90,6 +93,13 @@ class Shaper:
             if field.required and field.name not in values:
                 raise self._fail(join(path, section.key(field.name)), "is missing")
         return struct(**values)
+
+    def choice(self, literal: Any, value: Any, path: str) -> str:
+        """`value` if it is one of the `Literal`'s; for keys that stand in no struct.
+
+        Raises: ConfigError with the path, and what there is to choose from.
+        """
+        return str(self._choice(typing.get_args(literal), value, path, _show(value)))
 
     def _fields(
         self,
@@ -129,8 +139,7 @@ class Shaper:
         if origin in (Union, types.UnionType):
             if value is None and type(None) in arguments:
                 return None
-            (hint,) = (argument for argument in arguments if argument is not type(None))
-            return self._value(hint, name, value, path, shown)
+            return self._value(self._meant(arguments, value, path, shown), name, value, path, shown)
         if origin is Literal:
             return self._choice(arguments, value, path, shown)
         if origin is tuple:
@@ -143,6 +152,18 @@ class Shaper:
             return self._scalar(hint, name, value)
         except ValueError as error:
             raise self._fail(path, f"{shown} will not do: {error}") from None
+
+    def _meant(self, hints: tuple[Any, ...], value: Any, path: str, shown: str) -> Any:
+        """Which type of a union a value is of: a list can be told from a word."""
+        hints = tuple(hint for hint in hints if hint is not type(None))
+        if len(hints) == 1:
+            return hints[0]
+        (words,) = (hint for hint in hints if typing.get_origin(hint) is Literal)
+        (other,) = (hint for hint in hints if hint is not words)
+        choices = typing.get_args(words)
+        if isinstance(value, str) and value not in choices:
+            raise self._fail(path, f"{shown} will not do: {' or '.join(choices)}, or a list{suggest(value, choices)}")
+        return words if isinstance(value, str) else other
 
     def _choice(self, choices: tuple[str, ...], value: Any, path: str, shown: str) -> Any:
         if value in choices:
@@ -180,9 +201,7 @@ class Shaper:
         if hint is int:
             return _integer(value)
         if hint is float:
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                return _number(value)
-            return float(value)
+            return _number(value)
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise ValueError("it should be text")
         return str(value)
@@ -199,11 +218,14 @@ def keys(struct: type[msgspec.Struct], sections: Iterable[Section], path: str = 
             continue
         group = grouped.get(field.name)
         at = join(join(path, group) if group else path, section.key(field.name))
-        inner, is_list = _inner(hints[field.name])
+        hint = hints[field.name]
+        inner = _inner(hint)
         if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
-            yield from keys(inner, known.values(), at + "[]" if is_list else at)
+            yield from keys(inner, known.values(), at + "[]" if _is_list(hint) else at)
         else:
-            yield Key(at, _type_name(field.name, inner, is_list=is_list), _default(field))
+            yield Key(at, _type_name(field.name, hint), _default(field))
+    for key, hint in section.elsewhere.items():
+        yield Key(join(path, key), _type_name(key, hint), "")
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -246,48 +268,62 @@ def _integer(value: Any) -> int:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, str):
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
         try:
-            return float(value)
-        except ValueError:
-            pass
+            number = float(value)
+        except (ValueError, OverflowError):
+            number = math.nan
+        if math.isfinite(number):
+            return number
     raise ValueError("it should be a number")
 
 
-def _inner(hint: Any) -> tuple[Any, bool]:
-    """The type inside `X | None` and `tuple[X, ...]`, and whether it was a tuple."""
+def _inner(hint: Any) -> Any:
+    """The type inside `X | None` and `tuple[X, ...]`, or the type itself."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
-        (hint,) = (argument for argument in arguments if argument is not type(None))
-        return _inner(hint)
-    if origin is tuple:
-        return arguments[0], True
-    return hint, False
+        hints = [argument for argument in arguments if argument is not type(None)]
+        return _inner(hints[0]) if len(hints) == 1 else hint
+    return arguments[0] if origin is tuple else hint
 
 
-def _type_name(name: str, hint: Any, *, is_list: bool) -> str:
+def _is_list(hint: Any) -> bool:
+    return any(typing.get_origin(part) is tuple for part in (hint, *_parts(hint)))
+
+
+def _parts(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else ()
+
+
+def _type_name(name: str, hint: Any) -> str:
+    parts = [part for part in _parts(hint) if part is not type(None)]
+    if parts:
+        return " or ".join(_type_name(name, part) for part in parts)
     if name.endswith("_s"):
         return "duration"
     if name.endswith("_bytes"):
         return "size"
-    if typing.get_origin(hint) is Literal:
-        return " or ".join(f"`{choice}`" for choice in typing.get_args(hint))
-    if typing.get_origin(hint) is dict:
+    inner = _inner(hint)
+    listed = "list of " if _is_list(hint) else ""
+    if typing.get_origin(inner) is Literal:
+        *choices, last = (f"`{choice}`" for choice in typing.get_args(inner))
+        return listed + (f"{', '.join(choices)} or {last}" if choices else last)
+    if typing.get_origin(inner) is dict:
         return "names and texts"
-    word = {bool: "true or false", int: "whole number", float: "number", str: "text"}[hint]
-    return "list of texts" if is_list else word
+    word = {bool: "true or false", int: "whole number", float: "number", str: "text"}[inner]
+    return f"{listed}{word}s" if listed else word
 
 
 def _default(field: msgspec.structs.FieldInfo) -> str | None:
     if field.required:
         return None
     value = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+    if value is None or value in ("", (), {}):
+        return ""
     if field.name.endswith("_s"):
         return show_seconds(value)
     if field.name.endswith("_bytes"):
         return show_bytes(value)
     if isinstance(value, bool):
         return str(value).lower()
-    if value is None or value in ("", (), {}):
-        return ""
-    return str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

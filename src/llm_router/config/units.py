@@ -58,7 +58,7 @@ def show_seconds(value: float) -> str:
         return "0"
     text = ""
     milliseconds = round(value * 1000)
-    for unit, size in (("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
         count, milliseconds = divmod(milliseconds, size)
         if count:
             text += f"{count}{unit}"

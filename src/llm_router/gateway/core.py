@@ -8,7 +8,7 @@ so that a reply which a client received whole is always counted.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 import itertools
 import logging
 import re
@@ -20,48 +20,31 @@ from urllib.parse import unquote
 import msgspec
 
 from llm_router.accounts.access import AccessSettings, Guard
-from llm_router.backends.openai_compatible import message_in
+from llm_router.accounts.limiter import Limiter
 from llm_router.chat import Endpoint, InferenceRequest
-from llm_router.errors import (
-    BackendBusy,
-    BackendError,
-    BackendOverloaded,
-    BackendRejected,
-    BackendTimeout,
-    BackendUnavailable,
-    BadReply,
-    CannotEmbed,
-    InvalidRequest,
-    ModelNotFound,
-    RouterError,
-    ShuttingDown,
-    Unavailable,
+from llm_router.errors import InvalidRequest, ModelNotFound, RouterError
+from llm_router.gateway import anthropic, generate, openai
+from llm_router.gateway.answers import Answers
+from llm_router.gateway.auth import Doorman
+from llm_router.gateway.inference import Answer, Form, Inference
+from llm_router.gateway.replies import (
+    COUNT_TOKENS,
+    JSON,
+    MESSAGES,
+    ReplyHeaders,
+    error_type,
+    of_error,
+    request_error_type,
 )
-from llm_router.gateway import generate, openai
-from llm_router.gateway.seam import ClientGone, HeaderList, Refusal, RefusalReply, Request, Responder
-from llm_router.gateway.sse import StreamWatch
-from llm_router.routing.router import Exchange, Router
+from llm_router.gateway.seam import ClientGone, Refusal, RefusalReply, Request, Responder
+from llm_router.routing.needs import estimate_input_tokens
+from llm_router.routing.router import Router
 from llm_router.signals import OTHER, Recorder, RequestRecord
-from llm_router.upstream.pool import Reply
 
 _log = logging.getLogger("llm_router.gateway")
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}").fullmatch
 _CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left; never sent, only counted
-_GAPS_KEPT = 256
-_END_AFTER_DONE_S = 1.0
-_ROUTES_KEPT = 1000
-_JSON = (b"content-type", b"application/json")
-# Of an upstream's reply headers these are not for callers: framing and connection are ours to set, cookies and
-# CORS would be the provider's word about our origin, the rest tells of the machine behind.
-_NOT_PASSED = frozenset(
-    b"content-length server date via set-cookie alt-svc strict-transport-security x-request-id keep-alive vary "
-    b"access-control-allow-origin access-control-allow-credentials access-control-allow-headers "
-    b"access-control-allow-methods access-control-expose-headers access-control-max-age x-powered-by "
-    # A router behind this one speaks of itself.
-    b"x-llm-router-model x-llm-router-backend x-llm-router-strategy x-llm-router-attempts "
-    b"x-llm-router-overhead-ms".split()
-)
 
 # What control serves, as route templates: a path outside this list is `__other__`.
 _FORWARDED_PATHS = frozenset({"/", "/metrics", "/metrics/json", "/health", "/admin/models"})
@@ -80,6 +63,8 @@ class Core:
         access: which hosts and pages may call.
         forward: serves the monitoring and admin paths; None where there are none (library mode).
         monitoring_paths: configured paths that `forward` serves beside the usual ones.
+        doorman: knows the keys; None where somebody else authorises (library mode).
+        limiter: knows the limits; None where there are none.
         clock: monotonic seconds, with better than millisecond resolution.
     """
 
@@ -91,26 +76,28 @@ class Core:
         access: AccessSettings,
         forward: Forward | None,
         monitoring_paths: frozenset[str] = frozenset(),
+        doorman: Doorman | None = None,
+        limiter: Limiter | None = None,
         clock: Callable[[], float],
     ) -> None:
         self._router = router
         self._recorder = recorder
-        self._guard = Guard(access)
         self._forward = forward
         self._monitoring_paths = monitoring_paths
         self._clock = clock
         self._id_prefix = secrets.token_hex(8) + "-"
         self._ids = itertools.count(1)
-        self._route_headers: dict[tuple[str, str, str, int], HeaderList] = {}
-        self.draining = False
+        self._headers = ReplyHeaders(Guard(access))
+        self._inference = Inference(router, recorder, self._headers, doorman=doorman, limiter=limiter, clock=clock)
         self._in_flight = 0
         self._idle = asyncio.Event()
-        chat, completions = self._inference(Endpoint.CHAT), self._inference(Endpoint.COMPLETION)
         self._routes: dict[str, tuple[str, Handler]] = {
-            "/v1/chat/completions": ("POST", chat),
-            "/v1/completions": ("POST", completions),
-            "/v1/embeddings": ("POST", self._inference(Endpoint.EMBEDDING)),
-            "/api/generate": ("POST", self._generate),
+            "/v1/chat/completions": ("POST", self._serving(_openai(Endpoint.CHAT))),
+            "/v1/completions": ("POST", self._serving(_openai(Endpoint.COMPLETION))),
+            "/v1/embeddings": ("POST", self._serving(_openai(Endpoint.EMBEDDING))),
+            MESSAGES: ("POST", self._serving(_MESSAGES)),
+            COUNT_TOKENS: ("POST", self._count_tokens),
+            "/api/generate": ("POST", self._serving(Form(self._read_generate, _no_event, _envelope))),
             "/v1/models": ("GET", self._models),
             "/health/live": ("GET", self._live),
             "/health/ready": ("GET", self._ready),
@@ -118,7 +105,24 @@ class Core:
 
     def allow(self, access: AccessSettings) -> None:
         """Use other access settings from the next request on."""
-        self._guard = Guard(access)
+        self._headers.guard = Guard(access)
+
+    def answer_from(self, answers: Answers | None) -> None:
+        """Use this cache from the next request on."""
+        self._inference.answers = answers
+
+    def is_late(self, late_s: float) -> None:
+        """The loop is so late that new inferences are refused; 0: it no longer is."""
+        self._inference.late_s = late_s
+
+    def open_doors(self) -> None:
+        """The keys are known: whoever has one is let in from now on, or everybody if none is needed."""
+        self._inference.knows_keys = True
+
+    @property
+    def draining(self) -> bool:
+        """Whether new inferences are refused because this process ends."""
+        return self._inference.draining
 
     # -- entry -----------------------------------------------------------------------------------------
 
@@ -135,7 +139,7 @@ class Core:
         self._recorder.begin()
         self._in_flight += 1
         try:
-            self._guard.check(
+            self._headers.guard.check(
                 request.method,
                 headers.get(b"host", b""),
                 headers.get(b"origin", b""),
@@ -166,7 +170,7 @@ class Core:
 
     async def drain(self) -> None:
         """Refuse new inferences from now on; return when every request in flight has ended."""
-        self.draining = True
+        self._inference.draining = True
         if self._in_flight:
             await self._idle.wait()
 
@@ -180,7 +184,7 @@ class Core:
         record.status = refusal.error.status
         record.error_type = error_type(refusal.error)
         self._recorder.finish(record, self._clock())
-        headers = [_JSON, (b"x-request-id", request_id.encode()), *refusal.error.headers]
+        headers = [JSON, (b"x-request-id", request_id.encode()), *refusal.error.headers]
         return RefusalReply(refusal.error.status, headers, _error_body(refusal.error, route, request_id))
 
     def _find(self, path: str) -> tuple[str, str, Handler]:
@@ -200,186 +204,37 @@ class Core:
 
     # -- inference -------------------------------------------------------------------------------------
 
-    def _inference(self, endpoint: Endpoint) -> Handler:
-        async def handle(request: Request, responder: Responder, record: RequestRecord) -> None:
-            if self.draining:
-                raise ShuttingDown("the router is shutting down; retry elsewhere or in a moment")
-            inference = openai.read_request(endpoint, request.body)
-            self._begin_inference(inference, record)
-            exchange = await self._router.send(inference, record)
-            try:
-                if exchange.streaming:
-                    await self._stream(exchange, inference, request, responder, record)
-                else:
-                    self._answer(exchange, request, responder, record)
-            finally:
-                exchange.finish(self._clock(), "cancelled")
+    def _serving(self, form: Form) -> Handler:
+        return functools.partial(self._inference.serve, form)
 
-        return handle
-
-    def _begin_inference(self, inference: InferenceRequest, record: RequestRecord) -> None:
-        record.is_inference = True
-        record.strategy = self._router.strategy_of(inference.model)
-
-    def _answer(self, exchange: Exchange, request: Request, responder: Responder, record: RequestRecord) -> None:
-        """A plain reply, or the backend's own error, as it came."""
-        status = exchange.status
-        if status == 200:
-            self._succeed(exchange, record)
-        else:
-            if not _is_json_object(exchange.body):
-                raise _unreadable(exchange)
-            record.status = status
-            record.error_type = _upstream_error_type(status)
-        now = self._clock()
-        headers = self._headers(record, now, request)
-        headers += [header for header in exchange.reply.headers if header[0] not in _NOT_PASSED]
-        self._recorder.finish(record, now)
-        responder.start(status, headers)
-        responder.end(exchange.body)
-
-    def _succeed(self, exchange: Exchange, record: RequestRecord) -> None:
-        record.status = 200
-        record.outcome = "success"
-        if exchange.usage is not None:
-            record.input_tokens = exchange.usage.input_tokens
-            record.output_tokens = exchange.usage.output_tokens
-            record.usage_source = "provider"
-
-    async def _stream(
-        self,
-        exchange: Exchange,
-        inference: InferenceRequest,
-        request: Request,
-        responder: Responder,
-        record: RequestRecord,
-    ) -> None:
-        """Pass the events on as they come. What goes wrong after the head becomes an error event."""
-        clock = self._clock
-        reply = exchange.reply
-        watch = StreamWatch(hide_usage=not inference.wants_usage)
-        record.status = 200
-        record.gaps_s = []
-        record.first_token_at = last = clock()
-        headers = self._headers(record, last, request)
-        headers += [header for header in reply.headers if header[0] not in _NOT_PASSED]
-        responder.mark_stream()
-        responder.start(200, headers)
-        gaps = record.gaps_s
-        data = exchange.body
-        out = b""
-        try:
-            while data:
-                out = watch.feed(data)
-                if watch.done:
-                    break
-                if out:
-                    waiting = responder.write(out)
-                    if waiting is not None:
-                        await waiting
-                data = await reply.chunk()
-                if data:
-                    now = clock()
-                    gaps.append(now - last)
-                    last = now
-                    if len(gaps) >= _GAPS_KEPT:
-                        self._recorder.gaps(record)
-            else:
-                out = watch.rest()
-        except BackendError as error:
-            self._cut(error, exchange, watch, responder, record)
-            return
-        except BaseException:
-            take_usage(watch, record, whole=False)
-            raise
-        record.outcome = "success"
-        take_usage(watch, record, whole=True)
-        exchange.attempt.ended_at, exchange.attempt.outcome = clock(), "success"
-        self._recorder.finish(record, exchange.attempt.ended_at)
-        responder.end(out)
-        if not reply.complete:
-            await _drain(reply)
-
-    def _cut(
-        self, error: BackendError, exchange: Exchange, watch: StreamWatch, responder: Responder, record: RequestRecord
-    ) -> None:
-        """The backend failed after the head was sent: the client learns it by an error event and no [DONE]."""
-        now = self._clock()
-        exchange.finish(now, error.domain)
-        record.error_type = error_type(error)
-        take_usage(watch, record, whole=False)
-        self._recorder.finish(record, now)
-        responder.end(b"data: %s\n\n" % openai.error_object(error, record.request_id))
-
-    async def _generate(self, request: Request, responder: Responder, record: RequestRecord) -> None:
-        if self.draining:
-            raise ShuttingDown("the router is shutting down; retry elsewhere or in a moment")
-        inference = generate.read_generate(request.body, self._router.default_model())
-        self._begin_inference(inference, record)
-        exchange = await self._router.send(inference, record)
-        try:
-            self._envelop(exchange, request, responder, record)
-        finally:
-            exchange.finish(self._clock(), "cancelled")
-
-    def _envelop(self, exchange: Exchange, request: Request, responder: Responder, record: RequestRecord) -> None:
-        """A chat reply in the envelope of /api/generate; the backend's error as an error of ours."""
-        if exchange.status != 200:
-            problem = message_in(exchange.body) or f"answered {exchange.status}"
-            raise BackendRejected(exchange.backend, exchange.status, problem, exchange.retry_after_s)
-        now = self._clock()
-        latency_ms = (now - record.started_at) * 1000
-        result = generate.generated(
-            exchange.body, exchange.backend, model=record.model, strategy=record.strategy, latency_ms=latency_ms
-        )
-        self._succeed(exchange, record)
-        headers = [_JSON, *self._headers(record, now, request)]
-        self._recorder.finish(record, now)
-        responder.start(200, headers)
-        responder.end(generate.success(result, record.request_id, latency_ms))
-
-    def _headers(self, record: RequestRecord, now: float, request: Request) -> HeaderList:
-        """The headers of every inference reply: where it went, how often it was tried, and our share of the time."""
-        attempts = record.attempts
-        upstream_s = 0.0
-        for attempt in attempts:
-            upstream_s += (attempt.ended_at or now) - attempt.started_at
-        overhead_ms = (now - record.started_at - upstream_s) * 1000
-        route = (record.model, attempts[-1].backend if attempts else "none", record.strategy, len(attempts))
-        headers = [
-            (b"x-request-id", record.request_id.encode()),
-            (b"x-llm-router-overhead-ms", b"%.3f" % (overhead_ms if overhead_ms > 0 else 0.0)),
-            *(self._route_headers.get(route) or self._new_route_headers(route)),
-        ]
-        origin = request.headers.get(b"origin")
-        if origin is not None:
-            headers += self._guard.cors(origin)
-        return headers
-
-    def _new_route_headers(self, route: tuple[str, str, str, int]) -> HeaderList:
-        """The headers that are the same for every request that went this way; kept, as there are few ways."""
-        model, backend, strategy, attempts = route
-        if len(self._route_headers) >= _ROUTES_KEPT:
-            self._route_headers.clear()
-        headers = self._route_headers[route] = [
-            (b"x-llm-router-model", _header_value(model)),
-            (b"x-llm-router-backend", _header_value(backend)),
-            (b"x-llm-router-strategy", strategy.encode()),
-            (b"x-llm-router-attempts", b"%d" % attempts),
-        ]
-        return headers
+    def _read_generate(self, body: bytes) -> InferenceRequest:
+        return generate.read_generate(body, self._router.default_model())
 
     # -- everything else -------------------------------------------------------------------------------
 
     async def _models(self, request: Request, responder: Responder, record: RequestRecord) -> None:
-        self._reply(responder, record, request, 200, openai.model_list(self._router.table))
+        key = await self._inference.identify(request)
+        models = self._router.table.models
+        if key is not None and key.models:
+            models = tuple(model for model in models if model.name in key.models)
+        self._reply(responder, record, request, 200, openai.model_list(models))
 
     async def _model(self, request: Request, responder: Responder, record: RequestRecord) -> None:
+        key = await self._inference.identify(request)
         name = unquote(request.path.removeprefix("/v1/models/"))
         model = self._router.known(name)
-        if model is None:
+        if model is None or (key is not None and key.models and name not in key.models):
             raise ModelNotFound(self._router.not_found(name))
         self._reply(responder, record, request, 200, msgspec.json.encode(openai.model_object(model)))
+
+    async def _count_tokens(self, request: Request, responder: Responder, record: RequestRecord) -> None:
+        """An estimate, as limits are reserved by: no backend is asked, and no model's own tokenizer is at hand."""
+        key = await self._inference.identify(request)
+        inference = anthropic.read_messages(request.body)
+        Doorman.check_model(key, inference.model)
+        if self._router.known(inference.model) is None:
+            raise ModelNotFound(self._router.not_found(inference.model))
+        self._reply(responder, record, request, 200, anthropic.token_count(estimate_input_tokens(inference)))
 
     async def _live(self, request: Request, responder: Responder, record: RequestRecord) -> None:
         body = msgspec.json.encode({"status": "alive", "timestamp": _timestamp(), "ready": self._router.is_ready()})
@@ -389,6 +244,8 @@ class Core:
         """This worker's own readiness, so that it holds while control is away."""
         if self.draining:
             status, word = 503, "draining"
+        elif not self._inference.knows_keys:
+            status, word = 503, "initializing"
         elif self._router.is_ready() or not self._router.table.models:
             status, word = 200, "ready"
         else:
@@ -400,10 +257,7 @@ class Core:
     def _reply(self, responder: Responder, record: RequestRecord, request: Request, status: int, body: bytes) -> None:
         record.status = status
         record.outcome = "success"
-        headers = [_JSON, (b"x-request-id", record.request_id.encode())]
-        origin = request.headers.get(b"origin")
-        if origin is not None:
-            headers += self._guard.cors(origin)
+        headers = [JSON, *self._headers.plain(record, request)]
         self._recorder.finish(record, self._clock())
         responder.start(status, headers)
         responder.end(body)
@@ -412,7 +266,7 @@ class Core:
         assert self._forward is not None
         record.status = status = await self._forward(request, responder)
         if 400 <= status < 500:
-            record.error_type = _request_error_type(status)
+            record.error_type = request_error_type(status)
 
     async def _unknown(self, request: Request, responder: Responder, record: RequestRecord) -> None:
         shown = request.path if len(request.path) <= 200 else request.path[:200] + "…"
@@ -423,7 +277,7 @@ class Core:
         headers = request.headers
         if request.method == "OPTIONS":
             asked = headers.get(b"access-control-request-headers", b"")
-            preflight = self._guard.preflight(headers.get(b"origin", b""), asked)
+            preflight = self._headers.guard.preflight(headers.get(b"origin", b""), asked)
             if preflight:
                 record.status = 204
                 self._recorder.finish(record, self._clock())
@@ -449,18 +303,9 @@ class Core:
         record.error_type = error_type(error)
         now = self._clock()
         request_id = record.request_id
-        if record.is_inference:
-            headers = self._headers(record, now, request)
-        else:
-            headers = [(b"x-request-id", request_id.encode())]
-            origin = request.headers.get(b"origin")
-            if origin is not None:
-                headers += self._guard.cors(origin)
-        headers.append(_JSON)
-        headers += getattr(error, "headers", ())
-        retry_after_s = getattr(error, "retry_after_s", None)
-        if retry_after_s is not None:
-            headers.append((b"retry-after", b"%d" % max(1, round(retry_after_s))))
+        make = self._headers.inference if record.is_inference else None
+        headers = self._headers.plain(record, request) if make is None else make(record, now, request)
+        headers += of_error(error)
         body = _error_body(error, record.route, request_id)
         if not record.finished:
             self._recorder.finish(record, now)
@@ -469,85 +314,42 @@ class Core:
             responder.end(body)
 
 
-_ERROR_TYPES: tuple[tuple[type[RouterError], str], ...] = (
-    (BadReply, "bad_reply"),
-    (CannotEmbed, "rejected"),
-    (BackendTimeout, "timeout"),
-    (BackendOverloaded, "overloaded"),
-    (BackendBusy, "limit"),
-    (BackendUnavailable, "unreachable"),
-    (BackendError, "inference_error"),
-    (ModelNotFound, "not_found"),
-    (ShuttingDown, "unavailable"),
-    (Unavailable, "unavailable"),
-)
-
-
-def error_type(error: RouterError) -> str:
-    """The key of `families.ERROR_KINDS` for an error."""
-    if isinstance(error, InvalidRequest):
-        return _request_error_type(error.status)
-    for kind, name in _ERROR_TYPES:
-        if isinstance(error, kind):
-            return name
-    return "internal"
-
-
-def _request_error_type(status: int) -> str:
-    return {404: "not_found", 403: "forbidden", 421: "forbidden", 503: "limit"}.get(status, "bad_request")
-
-
 def _error_body(error: RouterError, route: str, request_id: str) -> bytes:
     """The error in the form of the route's replies."""
     if route == "/api/generate":
         return generate.failure(error.message, request_id)
+    if route in {MESSAGES, COUNT_TOKENS}:
+        return anthropic.error_object(error, request_id)
     return openai.error_object(error, request_id)
 
 
-def _upstream_error_type(status: int) -> str:
-    if status in (429, 503):
-        return "overloaded"
-    return "inference_error" if status >= 500 else "rejected"
+_MESSAGES = Form(anthropic.read_messages, anthropic.error_event, take_headers=anthropic.take_headers)
 
 
-def _unreadable(exchange: Exchange) -> BackendError:
-    """The error for an error reply that is no JSON, like a proxy's page: only what it says by status is kept."""
-    shown = exchange.body[:80].decode("utf-8", "replace")
-    problem = f"answered {exchange.status} with no JSON: {shown!r}"
-    if exchange.status in (429, 503):
-        return BackendRejected(exchange.backend, exchange.status, problem, exchange.retry_after_s)
-    return BadReply(exchange.backend, problem)
+def _openai(endpoint: Endpoint) -> Form:
+    return Form(functools.partial(openai.read_request, endpoint), _openai_event)
 
 
-async def _drain(reply: Reply) -> None:
-    """Wait for the end that should follow [DONE]: a connection that is drained can serve again.
-
-    Whoever goes on sending, or does not end, gets one second; the caller has its answer already.
-    """
-    with contextlib.suppress(TimeoutError, BackendError):
-        async with asyncio.timeout(_END_AFTER_DONE_S):
-            while await reply.chunk():
-                pass
+def _openai_event(error: RouterError, request_id: str) -> bytes:
+    return b"data: %s\n\n" % openai.error_object(error, request_id)
 
 
-def _is_json_object(body: bytes) -> bool:
-    return body.lstrip()[:1] == b"{"
+def _no_event(error: RouterError, request_id: str) -> bytes:
+    raise AssertionError("this form has no streams") from error
 
 
-def take_usage(watch: StreamWatch, record: RequestRecord, *, whole: bool) -> None:
-    """Tokens of a stream: what the backend said, else the events that passed."""
-    if watch.usage is not None:
-        record.input_tokens = watch.usage.input_tokens
-        record.output_tokens = watch.usage.output_tokens
-        record.usage_source = "provider"
-    else:
-        record.output_tokens = watch.events
-        record.usage_source = "estimated" if whole else "partial"
-
-
-def _header_value(name: str) -> bytes:
-    """A configured name as a header value; characters that no header may hold become `?`."""
-    return name.encode("latin-1", "replace") if name.isprintable() else b"?"
+def _envelope(answer: Answer, record: RequestRecord, now: float) -> bytes:
+    """A chat reply in the envelope of /api/generate."""
+    latency_ms = (now - record.started_at) * 1000
+    result = generate.generated(
+        answer.body,
+        answer.backend,
+        model=record.model,
+        strategy=record.strategy,
+        latency_ms=latency_ms,
+        cached=answer.is_cached,
+    )
+    return generate.success(result, record.request_id, latency_ms)
 
 
 def _timestamp() -> str:

@@ -111,7 +111,9 @@ class Generated(msgspec.Struct, frozen=True):
     usage: dict[str, int]
 
 
-def generated(body: bytes, backend: str, *, model: str, strategy: str, latency_ms: float) -> Generated:
+def generated(
+    body: bytes, backend: str, *, model: str, strategy: str, latency_ms: float, cached: bool = False
+) -> Generated:
     """The result in a chat reply.
 
     Raises: BadReply when it holds no message.
@@ -128,7 +130,7 @@ def generated(body: bytes, backend: str, *, model: str, strategy: str, latency_m
         tokens=completion,
         model=model,
         latency=round(latency_ms, 3),
-        cached=False,
+        cached=cached,
         strategy=strategy,
         usage={"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
     )

@@ -1,26 +1,33 @@
 """The caller's side of the OpenAI protocol: reading request bodies, error objects, the model list.
 
-A body is decoded once, into the few fields that routing needs; everything else stays as it came.
+A body is decoded once, into the few fields that routing needs; everything else stays as it came. Bodies of Anthropic's
+form are read here too (by way of anthropic.py): what routing needs stands in the same place.
 Not for: talking to backends (backends) or serving (core.py).
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, ClassVar
 
 import msgspec
 
 from llm_router.chat import NOT_JSON, Endpoint, InferenceRequest
 from llm_router.errors import InvalidRequest, RequestError, RouterError
-from llm_router.routing.table import ModelSpec, RoutingTable
+from llm_router.routing.table import STRATEGIES, ModelSpec
 
 _MODEL_KEY = b'"model"'
 _ESCAPED_LETTER = b"\\u006"  # every letter of "model" is \u006x when escaped: no encoder does, an attacker may
 _SPACE = b" \t\r\n"
 _QUOTE = 0x22
 _BRACKET = 0x5B
-_NEEDED = {Endpoint.CHAT: "messages", Endpoint.COMPLETION: "prompt", Endpoint.EMBEDDING: "input"}
+_NEEDED = {
+    Endpoint.CHAT: "messages",
+    Endpoint.COMPLETION: "prompt",
+    Endpoint.EMBEDDING: "input",
+    Endpoint.MESSAGES: "messages",
+}
 
 
 class _StreamOptions(msgspec.Struct):
@@ -32,6 +39,15 @@ class _Chat(msgspec.Struct):
     model: str | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
+    strategy: str | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class _Messages(msgspec.Struct):
+    messages: msgspec.Raw
+    model: str | None = None
+    stream: bool | None = None
+    strategy: str | msgspec.UnsetType | None = msgspec.UNSET
+    stream_options: ClassVar[_StreamOptions | None] = None  # there is no such thing: a field of that name just passes
 
 
 class _Completion(msgspec.Struct):
@@ -39,6 +55,7 @@ class _Completion(msgspec.Struct):
     model: str | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
+    strategy: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class _Embedding(msgspec.Struct):
@@ -46,12 +63,14 @@ class _Embedding(msgspec.Struct):
     model: str | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
+    strategy: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
 _DECODERS: dict[Endpoint, Any] = {
     Endpoint.CHAT: msgspec.json.Decoder(_Chat).decode,
     Endpoint.COMPLETION: msgspec.json.Decoder(_Completion).decode,
     Endpoint.EMBEDDING: msgspec.json.Decoder(_Embedding).decode,
+    Endpoint.MESSAGES: msgspec.json.Decoder(_Messages).decode,
 }
 _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
@@ -60,8 +79,10 @@ _encode = msgspec.json.Encoder().encode
 def read_request(endpoint: Endpoint, body: bytes) -> InferenceRequest:
     """What routing needs of a caller's body.
 
+    A top-level `strategy` is meant for us: no backend gets it.
+
     Raises: InvalidRequest that names the field, when the body is no JSON object, lacks a field that the endpoint
-        needs, has one of the wrong type, or has two top-level `model` keys.
+        needs, has one of the wrong type, names no strategy there is, or has two top-level `model` keys.
     """
     return _read_compact(endpoint, body) or _read_any(endpoint, body)
 
@@ -89,10 +110,11 @@ def _read_compact(endpoint: Endpoint, body: bytes) -> InferenceRequest | None:
     model = body[start + 1 : end - 1]
     if at != len(body) or not model or b"\\" in model or body[start] != _QUOTE:
         return None
-    if "stream_options" in fields:
+    if "stream_options" in fields or "strategy" in fields:
         return None
-    needed = fields.get(_NEEDED[endpoint])
-    if needed is None or (endpoint is Endpoint.CHAT and memoryview(needed)[0] != _BRACKET):
+    field = _NEEDED[endpoint]
+    needed = fields.get(field)
+    if needed is None or (field == "messages" and memoryview(needed)[0] != _BRACKET):
         return None
     stream = bytes(fields.get("stream", b"false"))
     if stream not in (b"false", b"true"):
@@ -109,7 +131,7 @@ def _read_any(endpoint: Endpoint, body: bytes) -> InferenceRequest:
         fields = _DECODERS[endpoint](body)
     except NOT_JSON as error:
         raise unreadable(error) from None
-    if endpoint is Endpoint.CHAT and memoryview(fields.messages)[0] != _BRACKET:
+    if _NEEDED[endpoint] == "messages" and memoryview(fields.messages)[0] != _BRACKET:
         raise InvalidRequest("messages must be an array", code="invalid_type", param="messages")
     model = fields.model
     if not model:
@@ -124,11 +146,21 @@ def _read_any(endpoint: Endpoint, body: bytes) -> InferenceRequest:
         wants_usage = asks_usage = False
     else:
         wants_usage = asks_usage = bool(options.include_usage)
+    strategy = fields.strategy
     span = _model_span(body, model)
-    if span is None or (stream and options is not None and not wants_usage):
+    if span is None or strategy is not msgspec.UNSET or (stream and options is not None and not wants_usage):
         body, span = _rewrite(body, ask_usage=stream and options is not None)
         asks_usage = stream and options is not None
-    return InferenceRequest(endpoint, model, body, span, stream, wants_usage, asks_usage)
+    request = InferenceRequest(endpoint, model, body, span, stream, wants_usage, asks_usage)
+    if isinstance(strategy, str):
+        if strategy not in STRATEGIES:
+            raise InvalidRequest(
+                f"there is no strategy {strategy[:40]!r}: it is one of {', '.join(STRATEGIES)}",
+                code="unknown_strategy",
+                param="strategy",
+            )
+        request.strategy = strategy
+    return request
 
 
 def _model_span(body: bytes, model: str) -> tuple[int, int] | None:
@@ -153,7 +185,7 @@ def _model_span(body: bytes, model: str) -> tuple[int, int] | None:
 
 
 def _rewrite(body: bytes, *, ask_usage: bool) -> tuple[bytes, tuple[int, int]]:
-    """The same object with `model` in front, so that its place is known; other values stay as they came.
+    """The same object with `model` in front, so that its place is known, and without `strategy`; other values stay.
 
     Raises: InvalidRequest for two top-level `model` keys: the backend might read the other one.
     """
@@ -170,6 +202,7 @@ def _rewrite(body: bytes, *, ask_usage: bool) -> tuple[bytes, tuple[int, int]]:
     if sum(key == "model" for key, _ in top) > 1:
         raise InvalidRequest("the body has two `model` keys; send one", code="duplicate_model", param="model")
     model = bytes(fields.pop("model"))
+    fields.pop("strategy", None)
     if ask_usage:
         options = _decode_object(fields.pop("stream_options"))
         fields["stream_options"] = msgspec.Raw(_encode({**options, "include_usage": msgspec.Raw(b"true")}))
@@ -234,6 +267,6 @@ def model_object(model: ModelSpec) -> dict[str, Any]:
     return {"id": model.name, "object": "model", "created": model.created, "owned_by": model.owned_by}
 
 
-def model_list(table: RoutingTable) -> bytes:
+def model_list(models: Iterable[ModelSpec]) -> bytes:
     """The body of `GET /v1/models`."""
-    return _encode({"object": "list", "data": [model_object(model) for model in table.models]})
+    return _encode({"object": "list", "data": [model_object(model) for model in models]})

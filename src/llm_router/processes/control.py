@@ -25,7 +25,10 @@ import uvloop
 
 from llm_router import __version__
 from llm_router.accounts.access import Guard
-from llm_router.config.load import check_exposure, load
+from llm_router.accounts.keys import closed_scopes
+from llm_router.accounts.limits import Limits, Subject
+from llm_router.config.exposure import is_loopback, keys_needed
+from llm_router.config.load import load
 from llm_router.config.settings import Settings
 from llm_router.errors import ConfigError, RouterError
 from llm_router.models.registry import ModelsFolder
@@ -33,12 +36,16 @@ from llm_router.observe.health import Health, Inputs, ModelState, Report
 from llm_router.observe.metrics.slots import Segment
 from llm_router.processes.backends import BackendWatch
 from llm_router.processes.board import worker_row
+from llm_router.processes.bookkeeping import Bookkeeping
 from llm_router.processes.child import EXIT_REFUSED, Child, log_to_stderr
+from llm_router.processes.circuits import Circuits
 from llm_router.processes.local import LocalModels
 from llm_router.processes.measure import Levels, LoadedModel, Measurements
+from llm_router.processes.news import SnapshotServer, WorkerLine
 from llm_router.processes.orders import OrderRefused, Orders, SupervisorState
-from llm_router.processes.snapshot import Fact, Snapshot, SnapshotServer
-from llm_router.processes.tables import admitted, routing_table, runner_backend
+from llm_router.processes.snapshot import BackendSeen, CircuitSeen, Fact, Snapshot, UsageBatch
+from llm_router.processes.tables import PriceFinder, admitted, no_prices, routing_table, runner_backend
+from llm_router.routing.policies import load_custom
 from llm_router.routing.table import ModelSpec, RoutingTable
 
 _log = logging.getLogger("llm_router.control")
@@ -50,7 +57,7 @@ _STATE_WAIT_S: Final = 1.0
 """The supervisor sends its state as soon as control starts; a snapshot without it would say that no runner is ready."""
 
 _WORKER_STALE_S: Final = 2.0  # workers beat every 0.1 s; one that misses twenty is not up
-_NEEDS_RESTART: Final = ("server", "front", "metrics", "health")
+_NEEDS_RESTART: Final = ("server", "front", "accounts", "metrics", "health")
 
 
 class Control:
@@ -78,6 +85,7 @@ class Control:
         self._is_serving = False
         self._publish_due = False
         self._snapshot = Snapshot(version=0)
+        self._prices: PriceFinder = no_prices
         self._table = RoutingTable()
         own, *others = spec.segments
         self._measurements = Measurements(
@@ -88,7 +96,25 @@ class Control:
             disks=[self._plan.data_dir],
         )
         self._orders = Orders(self._take_state, self._stopping.set)
-        self._snapshots = SnapshotServer(socket.socket(fileno=spec.payload["snapshot_fd"]), self._take_facts)
+        self._snapshots = SnapshotServer(
+            socket.socket(fileno=spec.payload["snapshot_fd"]), self._take_facts, on_left=self._worker_left
+        )
+        self._circuits = Circuits(time.monotonic)
+        self._needed = keys_needed(settings)
+        self._is_monitoring_exposed = self._needed.admin and (
+            settings.accounts.require_key == "always" or not is_loopback(settings.server.metrics_host)
+        )
+        self._has_admin_key = False
+        self._books = Bookkeeping(
+            settings.accounts,
+            limits=self._limits,
+            name=f"{socket.gethostname()}:{self._plan.data_dir}",
+            workers=self._plan.workers,
+            on_change=self._accounts_changed,
+            on_error=self._measurements.error,
+            on_dropped=self._measurements.usage_dropped,
+            spawn=self._spawn,
+        )
         self._watch = BackendWatch(lambda name: self._health.forget())
         self._local = LocalModels(
             self._orders,
@@ -123,7 +149,8 @@ class Control:
             on_reload=lambda: self._post(self._reload_quietly),
         )
         self._measurements.collections.start()
-        ticking, watching = self._keep(self._tick()), self._keep(self._watch.run())
+        always = [self._keep(work) for work in (self._tick(), self._watch.run(), self._books.run())]
+        self._spawn(self._read_price_list())
         self._local.configure(self._settings.models, is_first_start=self._is_first_start)
         self._server = self._make_server()
         await self._server.start()
@@ -134,9 +161,10 @@ class Control:
             await self._stopping.wait()
         finally:
             await self._server.aclose()
-            for task in (ticking, watching, *self._tasks):
+            for task in (*always, *self._tasks):
                 task.cancel()
-            await asyncio.gather(*self._tasks, ticking, watching, return_exceptions=True)
+            await asyncio.gather(*self._tasks, *always, return_exceptions=True)
+            await self._books.aclose()
             self._measurements.collections.stop()
             self._orders.close()
             await self._snapshots.aclose()
@@ -186,8 +214,8 @@ class Control:
 
     def _make_server(self) -> Any:
         # Not before workers have their snapshot: these imports take 0.2 s.
-        from llm_router.admin import models, monitoring, reload
-        from llm_router.admin.application import Entry, build
+        from llm_router.admin import keys, models, monitoring, reload, usage
+        from llm_router.admin.application import Entry, Rights, build
         from llm_router.admin.server import Server
 
         routes = [
@@ -199,6 +227,8 @@ class Control:
                 now=time.time,
             ),
             *models.routes(self._local),
+            *keys.routes(self._books, now=time.time),
+            *usage.routes(self._books, now=time.time),
             *reload.routes(self.reload),
         ]
         entries = {
@@ -210,7 +240,17 @@ class Control:
             )
             if (fd := self._child.spec.payload[name]) >= 0
         }
-        return Server(build(routes, lambda: self._guard), entries)
+        paths = (self._settings.metrics.endpoint, self._settings.health.endpoint)
+
+        def rights() -> Rights:
+            books = self._books
+            if books.ring is None:
+                return Rights(None, {})  # closed for all but the command line
+            monitoring = closed_scopes(books.stored, always=self._is_monitoring_exposed)
+            forward = closed_scopes(books.stored, always=self._needed.inference)
+            return Rights(books.ring, {Entry.MONITORING: monitoring, Entry.FORWARD: forward})
+
+        return Server(build(routes, lambda: self._guard, rights, monitoring_paths=paths), entries)
 
     # -- news -------------------------------------------------------------------------------------------------
 
@@ -221,9 +261,53 @@ class Control:
         self._look_whether_initialized()
         self._change()
 
-    def _take_facts(self, facts: list[Fact]) -> None:
+    async def _read_price_list(self) -> None:
+        """Loading it takes a quarter of a second: workers serve meanwhile, without prices of what has none configured."""
+        from llm_router.models import price_list
+
+        await asyncio.to_thread(price_list.find, "", "", "")
+        self._prices = price_list.find
+        self._change()
+
+    def _take_facts(self, line: WorkerLine, facts: list[Fact]) -> None:
         for fact in facts:
-            self._watch.saw(fact)
+            if isinstance(fact, UsageBatch):
+                self._books.take_usage(line, fact)
+            elif isinstance(fact, BackendSeen):
+                self._watch.saw(fact)
+            elif isinstance(fact, CircuitSeen):
+                self._circuits.saw(line.name, fact)
+                self._change()
+            else:
+                self._books.lend(line, fact)
+
+    def _worker_left(self, line: WorkerLine) -> None:
+        self._books.left(line)
+        if self._circuits.left(line.name):
+            self._change()
+
+    def _limits(self) -> dict[Subject, Limits]:
+        return self._snapshot.limits()
+
+    def _accounts_changed(self) -> None:
+        """Keys or their limits are others than before: workers learn it at once, not with the next turn of the loop."""
+        self._publish()
+        if self._books.is_ready and self._needed.admin and not self._has_admin_key:
+            self._has_admin_key = True
+            if not any("admin" in key.scopes for key in self._books.stored):
+                self._spawn(self._first_key())
+
+    async def _first_key(self) -> None:
+        """Others can reach this router, and nobody has a key for it: make one and show it, once."""
+        try:
+            text = await self._books.make_admin_key()
+        except RouterError as error:  # the store went away, or another router that shares it was faster
+            _log.error("no key for administration was made: %s; `llm-router keys create` makes one", error)
+            return
+        await self._announce(
+            f"other machines can reach this router, so a key is needed. This one is for administration and is not shown "
+            f"again:\n\n    {text}\n\nmake keys for inference with `llm-router keys create --name NAME`\n"
+        )
 
     @property
     def _is_first_start(self) -> bool:
@@ -238,7 +322,13 @@ class Control:
     def _publish(self) -> None:
         self._publish_due = False
         self._look_whether_initialized()
-        self._table = routing_table(self._settings, self._local.extra(), self._local.addresses())
+        self._table = routing_table(
+            self._settings,
+            self._local.extra(),
+            self._local.addresses(),
+            prices=self._prices,
+            workers=self._plan.workers,
+        )
         self._watch.follow(self._table.backends)
         self._health.forget()
         settings = self._settings
@@ -246,6 +336,12 @@ class Control:
         snapshot = Snapshot(
             version=self._snapshot.version,
             table=self._table,
+            keys=self._books.keys(),
+            accounts_ready=self._books.is_ready,
+            key_needed="inference" in closed_scopes(self._books.stored, always=self._needed.inference),
+            open_circuits=self._circuits.open_until(),
+            cache=settings.cache,
+            workers=self._plan.workers,
             access=settings.access,
             front=settings.front,
             admitted_models=models,
@@ -256,12 +352,13 @@ class Control:
         )
         if snapshot != self._snapshot or not snapshot.version:
             self._snapshot = msgspec.structs.replace(snapshot, version=snapshot.version + 1)
+            self._books.follow()  # before any worker knows of a limit
             self._snapshots.publish(self._snapshot)
 
     def _look_whether_initialized(self) -> None:
         """Once every worker and every configured model had its chance, the router is there; say so on stdout."""
         workers = self._orders.state.of_role("worker")
-        if self._is_initialized or self._local.is_loading or not self._is_serving:
+        if self._is_initialized or self._local.is_loading or not self._is_serving or self._books.ring is None:
             return
         if len(workers) < self._plan.workers or any(child.state == "starting" for child in workers):
             return
@@ -269,10 +366,11 @@ class Control:
         self._health.forget()
         self._change()
         if self._plan.banner and self._is_first_start:
-            ports = {"{port}": self._plan.port, "{metrics_port}": self._plan.metrics_port}
+            key = " -H 'authorization: Bearer KEY'" if self._snapshot.key_needed else ""
+            known = {"{port}": self._plan.port, "{metrics_port}": self._plan.metrics_port, "{key}": key}
             banner = self._plan.banner
-            for placeholder, port in ports.items():
-                banner = banner.replace(placeholder, str(port))
+            for placeholder, value in known.items():
+                banner = banner.replace(placeholder, str(value))
             self._spawn(self._announce(banner))
 
     async def _announce(self, text: str) -> None:
@@ -309,6 +407,8 @@ class Control:
             workers=self._workers(),
             backends={name: is_up for name, is_up in known.items() if is_up is not None},
             models=(*self._local.loaded(), *remote),
+            circuits=self._circuits.states(known),
+            accounts=tuple(self._books.readings()),
             reload_succeeded=self._reload_succeeded,
             reload_time=self._reload_time,
         )
@@ -425,7 +525,8 @@ def main() -> None:
 
     def read() -> Settings:
         settings = load(plan.config_path or None, os.environ, plan.overrides)
-        check_exposure(settings)
+        if settings.routing.custom:
+            load_custom(settings.routing.custom)  # workers import it: what cannot be had is refused here
         return settings
 
     try:

@@ -58,6 +58,8 @@ class Levels(msgspec.Struct, frozen=True, kw_only=True):
         pids: label value of `process` to pid, of every process of ours.
         workers, backends: name to whether it is up; a backend of which nothing is known is not there.
         models: those that serve.
+        circuits: backend to the state of its circuit, the worst that any worker sees.
+        accounts: what is known of keys and budgets.
     """
 
     version: str
@@ -65,8 +67,10 @@ class Levels(msgspec.Struct, frozen=True, kw_only=True):
     workers: Mapping[str, bool]
     backends: Mapping[str, bool]
     models: tuple[LoadedModel, ...]
+    circuits: Mapping[str, int]
     reload_succeeded: bool
     reload_time: float
+    accounts: tuple[Reading, ...] = ()
 
 
 class Measurements:
@@ -99,6 +103,7 @@ class Measurements:
         )
         self._scrapes = self._writer.histogram(families.SCRAPE_DURATION)
         self._lag = self._writer.histogram(families.EVENT_LOOP_LAG, PROCESS)
+        self._dropped = {r: self._writer.counter(families.USAGE_DROPPED, r) for r in families.USAGE_DROP_REASONS}
         self.collections = Collections(self._writer, PROCESS)
 
     def collect(self) -> Collected:
@@ -132,6 +137,11 @@ class Measurements:
         """Something of ours failed; `type` is one of `families.ERROR_KINDS`."""
         self._writer.counter(families.ERRORS, type, *families.ERROR_KINDS[type]).inc()
 
+    def usage_dropped(self, reason: str, rows: int) -> None:
+        """So many usage rows are lost; `reason` is one of `families.USAGE_DROP_REASONS`."""
+        self._dropped[reason].inc(rows)
+        self.error("usage_dropped")
+
     def _readings(self, levels: Levels) -> Iterator[Reading]:
         yield Reading(families.BUILD_INFO, (levels.version,), 1.0)
         yield Reading(families.CONFIG_RELOAD_OK, (), float(levels.reload_succeeded))
@@ -146,6 +156,9 @@ class Measurements:
         for family, states in ((families.WORKER_UP, levels.workers), (families.BACKEND_UP, levels.backends)):
             for name, is_up in states.items():
                 yield Reading(family, (name,), float(is_up))
+        for name, state in levels.circuits.items():
+            yield Reading(families.CIRCUIT_STATE, (name,), float(state))
+        yield from levels.accounts
         yield from self.processes.readings(levels.pids)
         yield from self.machine.readings()
 

@@ -1,33 +1,23 @@
-"""News between control and the workers: routing snapshots one way, facts the other, over a Unix stream.
+"""What control and workers tell each other: records, without the wire.
 
-Wire, both directions: frames of a 4-byte big-endian length and that many bytes of MessagePack. Control sends one
-`Snapshot` a frame, the current one on connecting and each new one; a worker sends arrays of `Fact`. Workers keep the
-last snapshot while control is away. Not for: requests (gateway/forward.py) or measurements (metric segments).
+Control tells every worker the newest `Snapshot` and single workers a `Word`; workers tell control `Fact`s. Workers
+keep the last snapshot while control is away. Not for: sending any of it (news.py).
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import socket
 import ssl
-from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple, Self, cast
 
 import msgspec
 
 from llm_router.accounts.access import AccessSettings
+from llm_router.accounts.keys import KeySpec
+from llm_router.accounts.ledger import Ask, Grant
+from llm_router.accounts.limits import Limits, Subject
+from llm_router.accounts.usage import UsageRow
+from llm_router.cache.base import CacheSettings
 from llm_router.gateway.front import FrontSettings
-from llm_router.processes.plan import unix_address
 from llm_router.routing.table import RoutingTable
-
-_log = logging.getLogger(__name__)
-
-MAX_SNAPSHOT_BYTES: Final = 64 * 1024 * 1024
-MAX_FACTS_BYTES: Final = 1024 * 1024
-_HIGH_WATER_BYTES: Final = 64 * 1024
-_LENGTH_BYTES: Final = 4
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +25,12 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         version: grows with each publication of one control process.
+        keys: every key that is valid, of any scope.
+        accounts_ready: False while control has not read its store yet: a worker that knows keys already goes on with
+            them, another one serves no inference.
+        key_needed: whether inference needs a key.
+        open_circuits: backend to the monotonic second until which some worker's circuit of it is open.
+        workers: how many share the router's queues, slots and memory cache.
         admitted_models, admitted_backends: names that may become label values; every other is `__other__`.
         monitoring_paths: configured paths that are forwarded to control beside the usual ones.
         tls_cert_file, tls_key_file: PEM files with which the app port speaks TLS; empty for plain HTTP.
@@ -42,6 +38,12 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     version: int
     table: RoutingTable = RoutingTable()
+    keys: tuple[KeySpec, ...] = ()
+    accounts_ready: bool = True
+    key_needed: bool = False
+    open_circuits: dict[str, float] = {}
+    cache: CacheSettings = CacheSettings()
+    workers: int = 1
     access: AccessSettings = AccessSettings()
     front: FrontSettings = FrontSettings()
     admitted_models: tuple[str, ...] = ()
@@ -49,6 +51,14 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     monitoring_paths: tuple[str, ...] = ()
     tls_cert_file: str = ""
     tls_key_file: str = ""
+
+    def limits(self) -> dict[Subject, Limits]:
+        """Every limit there is, by whose it is."""
+        subjects: dict[Subject, Limits] = {Subject("key", key.id): key.limits for key in self.keys if key.limits}
+        subjects.update({Subject("model", model.name): model.limits for model in self.table.models if model.limits})
+        if self.table.limits:
+            subjects[Subject("global", "")] = self.table.limits
+        return subjects
 
     def tls_context(self) -> ssl.SSLContext | None:
         """What the app port's TLS needs, read from the files now; None for plain HTTP. Raises: OSError, ssl.SSLError."""
@@ -74,344 +84,54 @@ class BackendSeen(msgspec.Struct, frozen=True, tag_field="kind", tag="backend"):
     problem: str = ""
 
 
-Fact = BackendSeen
-"""What workers tell control. A union, told apart by `kind`, as soon as there is a second."""
-
-_encoder: Final = msgspec.msgpack.Encoder()
-_snapshots: Final = msgspec.msgpack.Decoder(Snapshot)
-_facts: Final = msgspec.msgpack.Decoder(list[Fact])
-
-
-def encode(snapshot: Snapshot) -> bytes:
-    """The snapshot as MessagePack, without the length in front."""
-    return _encoder.encode(snapshot)
-
-
-def decode(data: bytes) -> Snapshot:
-    """The reverse of `encode`. Raises: msgspec.DecodeError (ValidationError included)."""
-    return _snapshots.decode(data)
-
-
-def frame(payload: bytes) -> bytes:
-    """The payload with its length in front."""
-    return len(payload).to_bytes(_LENGTH_BYTES, "big") + payload
-
-
-class BadFrame(Exception):
-    """The stream cannot be understood from here on; the connection is of no more use."""
-
-
-class Frames:
-    """Cuts a byte stream into payloads, however the bytes are split. Holds at most one incomplete frame."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """The payloads that are complete with `data`. Raises: BadFrame for one longer than `max_bytes`."""
-        buffer = self._buffer
-        buffer += data
-        while len(buffer) >= _LENGTH_BYTES:
-            length = int.from_bytes(buffer[:_LENGTH_BYTES], "big")
-            if length > self._max_bytes:
-                raise BadFrame(f"a frame of {length} bytes; at most {self._max_bytes} are allowed")
-            end = _LENGTH_BYTES + length
-            if len(buffer) < end:
-                return
-            payload = bytes(buffer[_LENGTH_BYTES:end])
-            del buffer[:end]
-            yield payload
-
-
-# -- control's side -----------------------------------------------------------------------------------
-
-
-class ServerStatistics(NamedTuple):
-    """`skipped` counts snapshots that a slow worker did not get because a newer one followed."""
-
-    connections: int
-    published: int
-    skipped: int
-    facts: int
-
-
-class SnapshotServer:
-    """Gives every connected worker the newest snapshot and hands on what they report.
-
-    A worker that does not read holds one frame in memory and then gets the newest snapshot only. A worker that
-    sends something incomprehensible is disconnected. Runs in one event loop; not safe across threads.
+class CircuitSeen(msgspec.Struct, frozen=True, tag_field="kind", tag="circuit"):
+    """A worker's circuit of a backend changed.
 
     Args:
-        sock: a listening Unix stream socket; closed by `aclose`.
-        on_facts: called in the loop with each batch.
+        state: 0 closed, 1 half-open, 2 open, as `routing.breaker.State` and `circuit_state`.
+        until: monotonic seconds (the clock is the machine's, one for all processes) at which an open one may be
+            probed; 0 otherwise.
     """
 
-    def __init__(
-        self,
-        sock: socket.socket,
-        on_facts: Callable[[list[Fact]], None],
-        *,
-        loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        self._sock = sock
-        self._on_facts = on_facts
-        self._loop = loop or asyncio.get_running_loop()
-        self._server: asyncio.AbstractServer | None = None
-        self._feeds: set[_Feed] = set()
-        self._frame = b""
-        self._published = 0
-        self._skipped = 0
-        self._facts = 0
-
-    def __repr__(self) -> str:
-        return f"SnapshotServer({self.statistics()})"
-
-    async def start(self) -> None:
-        """Begin to accept workers; those that connected before are waiting in the socket's backlog."""
-        self._server = await self._loop.create_unix_server(lambda: _Feed(self), sock=self._sock)
-
-    def publish(self, snapshot: Snapshot) -> None:
-        """Send `snapshot` to every worker, now and on connecting."""
-        self._frame = frame(encode(snapshot))
-        self._published += 1
-        for feed in self._feeds:
-            if feed.send(self._frame):
-                self._skipped += 1
-
-    async def aclose(self) -> None:
-        """Stop accepting and disconnect every worker."""
-        if self._server is not None:
-            self._server.close()
-        for feed in list(self._feeds):
-            feed.abort()
-        if self._server is not None:
-            await self._server.wait_closed()
-        self._sock.close()
-
-    def statistics(self) -> ServerStatistics:
-        return ServerStatistics(len(self._feeds), self._published, self._skipped, self._facts)
-
-    def joined(self, feed: _Feed) -> None:
-        self._feeds.add(feed)
-        if self._frame:
-            feed.send(self._frame)
-
-    def left(self, feed: _Feed) -> None:
-        self._feeds.discard(feed)
-
-    def reported(self, facts: list[Fact]) -> None:
-        self._facts += len(facts)
-        self._on_facts(facts)
+    name: str
+    state: int
+    until: float = 0.0
 
 
-class _Feed(asyncio.Protocol):
-    """One connected worker."""
-
-    def __init__(self, server: SnapshotServer) -> None:
-        self._server = server
-        self._frames = Frames(MAX_FACTS_BYTES)
-        self._transport: asyncio.WriteTransport | None = None
-        self._is_paused = False
-        self._waiting = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's transports do not inherit from it
-        self._transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
-        self._server.joined(self)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
-        self._server.left(self)
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for payload in self._frames.feed(data):
-                self._server.reported(_facts.decode(payload))
-        except (BadFrame, msgspec.DecodeError) as error:
-            _log.warning("a worker sent facts that cannot be read: %s", error)
-            self.abort()
-
-    def pause_writing(self) -> None:
-        self._is_paused = True
-
-    def resume_writing(self) -> None:
-        self._is_paused = False
-        if self._waiting:
-            waiting, self._waiting = self._waiting, b""
-            self.send(waiting)
-
-    def send(self, data: bytes) -> bool:
-        """Send one frame, or keep it until there is room. Returns: whether an older kept one is lost by it."""
-        if self._transport is None:
-            return False
-        if self._is_paused:
-            is_replaced = bool(self._waiting)
-            self._waiting = data
-            return is_replaced
-        self._transport.write(data)
-        return False
-
-    def abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
-
-
-# -- a worker's side ----------------------------------------------------------------------------------
-
-
-class ClientStatistics(NamedTuple):
-    """`dropped` counts facts that were lost because more than the bound were waiting."""
-
-    is_connected: bool
-    snapshots: int
-    waiting: int
-    dropped: int
-
-
-class SnapshotClient:
-    """Follows control's snapshots and reports facts to it; connects again for ever.
-
-    While control is away `latest` stays, and facts wait: at most `max_facts`, the oldest are dropped first. Facts
-    that were handed to a control that died are lost. Use as an async context manager; runs in one event loop.
+class UsageBatch(msgspec.Struct, frozen=True, tag_field="kind", tag="usage"):
+    """Usage rows. A worker keeps and sends them again until a `UsageTaken` with the number says they are stored.
 
     Args:
-        path: of control's socket, of any length.
-        on_snapshot: called in the loop with each snapshot; must not raise.
-        on_dropped: called for each fact that is dropped.
-        retry_s: seconds between attempts to connect.
-        batch_s: seconds that facts are gathered before they are sent.
+        is_late: these inferences ended before the worker lost its connection to a control: whether that one stored
+            them is not known.
     """
 
-    def __init__(
-        self,
-        path: str,
-        on_snapshot: Callable[[Snapshot], None],
-        *,
-        on_dropped: Callable[[], None] = lambda: None,
-        loop: asyncio.AbstractEventLoop | None = None,
-        retry_s: float = 0.05,
-        batch_s: float = 0.1,
-        max_facts: int = 1000,
-    ) -> None:
-        self.latest: Snapshot | None = None
-        self._path = path
-        self._on_snapshot = on_snapshot
-        self._on_dropped = on_dropped
-        self._loop = loop or asyncio.get_running_loop()
-        self._retry_s = retry_s
-        self._batch_s = batch_s
-        self._max_facts = max_facts
-        self._waiting: deque[Fact] = deque()
-        self._dropped = 0
-        self._received = 0
-        self._line: _Line | None = None
-        self._flush_timer: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[None] | None = None
-
-    def __repr__(self) -> str:
-        return f"SnapshotClient({self._path!r}, {self.statistics()})"
-
-    async def __aenter__(self) -> Self:
-        self._task = self._loop.create_task(self._stay_connected(), name="snapshot client")
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
-        if self._flush_timer is not None:
-            self._flush_timer.cancel()
-        if self._line is not None:
-            self._line.abort()
-
-    def send_fact(self, fact: Fact) -> None:
-        """Report `fact` with the next batch. Never blocks."""
-        if len(self._waiting) >= self._max_facts:
-            self._waiting.popleft()
-            self._dropped += 1
-            self._on_dropped()
-        self._waiting.append(fact)
-        if self._flush_timer is None and self._line is not None:
-            self._flush_timer = self._loop.call_later(self._batch_s, self.flush)
-
-    def statistics(self) -> ClientStatistics:
-        return ClientStatistics(self._line is not None, self._received, len(self._waiting), self._dropped)
-
-    async def _stay_connected(self) -> None:
-        while True:
-            line = _Line(self)
-            try:
-                await self._loop.create_unix_connection(lambda line=line: line, unix_address(self._path))  # type: ignore[misc]
-            except OSError:  # control is not there yet, or no more
-                pass
-            else:
-                await line.closed
-            await asyncio.sleep(self._retry_s)
-
-    def connected(self, line: _Line) -> None:
-        self._line = line
-        self.flush()
-
-    def disconnected(self, line: _Line) -> None:
-        if self._line is line:
-            self._line = None
-
-    def arrived(self, snapshot: Snapshot) -> None:
-        self.latest = snapshot
-        self._received += 1
-        self._on_snapshot(snapshot)
-
-    def flush(self) -> None:
-        self._flush_timer = None
-        line = self._line
-        while self._waiting and line is not None and not line.is_paused:
-            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), 200))]
-            line.send(frame(_encoder.encode(batch)))
+    number: int
+    rows: tuple[UsageRow, ...]
+    is_late: bool = False
 
 
-class _Line(asyncio.Protocol):
-    """One connection to control."""
+class LeaseAsk(msgspec.Struct, frozen=True, tag_field="kind", tag="lease"):
+    """What a worker needs of limits, and gives back of them."""
 
-    def __init__(self, client: SnapshotClient) -> None:
-        self.is_paused = False
-        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._client = client
-        self._frames = Frames(MAX_SNAPSHOT_BYTES)
-        self._transport: asyncio.WriteTransport | None = None
+    asks: tuple[Ask, ...]
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's transports do not inherit from it
-        self._transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
-        self._client.connected(self)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
-        self._client.disconnected(self)
-        if not self.closed.done():
-            self.closed.set_result(None)
+Fact = BackendSeen | CircuitSeen | UsageBatch | LeaseAsk
+"""What workers tell control."""
 
-    def data_received(self, data: bytes) -> None:
-        try:
-            # Only the newest matters: of several that arrived together the older ones are not even decoded.
-            newest = deque(self._frames.feed(data), maxlen=1)
-            if newest:
-                self._client.arrived(decode(newest[0]))
-        except (BadFrame, msgspec.DecodeError) as error:
-            _log.error("control sent a snapshot that cannot be read: %s", error)
-            self.abort()
 
-    def pause_writing(self) -> None:
-        self.is_paused = True
+class UsageTaken(msgspec.Struct, frozen=True, tag_field="kind", tag="usage-taken"):
+    """The batch of that number is stored."""
 
-    def resume_writing(self) -> None:
-        self.is_paused = False
-        self._client.flush()
+    number: int
 
-    def send(self, data: bytes) -> None:
-        if self._transport is not None:
-            self._transport.write(data)
 
-    def abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
+class LeaseGrants(msgspec.Struct, frozen=True, tag_field="kind", tag="lease-grants"):
+    """The answers to a worker's asks."""
+
+    grants: tuple[Grant, ...]
+
+
+Word = UsageTaken | LeaseGrants
+"""What control tells one worker, beside the snapshots that it tells all. Never skipped."""

@@ -21,7 +21,12 @@ from typing import Any, NoReturn
 import uvloop
 
 from llm_router import families
+from llm_router.accounts.limiter import Limiter
 from llm_router.backends.connections import SWEEP_S, Connections
+from llm_router.cache import open_cache
+from llm_router.cache.base import Cache, CacheSettings
+from llm_router.gateway.answers import Answers
+from llm_router.gateway.auth import Doorman
 from llm_router.gateway.core import Core
 from llm_router.gateway.forward import Forwarder, control_pool
 from llm_router.gateway.front import Front
@@ -31,8 +36,13 @@ from llm_router.observe.metrics.slots import Segment, Writer
 from llm_router.processes.board import CONTROL_ROW
 from llm_router.processes.child import Child, log_to_stderr
 from llm_router.processes.garbage import Collections
+from llm_router.processes.levels import Levels
 from llm_router.processes.loads import Loads
-from llm_router.processes.snapshot import BackendSeen, Snapshot, SnapshotClient
+from llm_router.processes.news import SnapshotClient
+from llm_router.processes.snapshot import BackendSeen, CircuitSeen, LeaseAsk, LeaseGrants, Snapshot, Word
+from llm_router.processes.usage_outbox import UsageOutbox
+from llm_router.processes.usage_rows import UsageRecorder
+from llm_router.routing.breaker import State
 from llm_router.routing.router import Router
 
 _log = logging.getLogger("llm_router.worker")
@@ -42,6 +52,11 @@ _ORPHAN_S = 3.0
 
 _LAST_REPLIES_S = 1.0
 """Seconds for replies that are written but not yet taken by their clients."""
+
+_LAST_ROWS_S = 2.0
+"""Seconds for the last usage rows to be stored; a store that works takes a quarter of one."""
+
+_ROWS_PAUSE_S = 0.02
 
 
 class Worker:
@@ -59,12 +74,29 @@ class Worker:
         self._admitted_backends: frozenset[str] = frozenset()
         self._instruments = Instruments(self._writer)
         self._lag = self._writer.histogram(families.EVENT_LOOP_LAG, spec.name)
+        self._dropped_rows = self._writer.counter(families.USAGE_DROPPED, "queue-full")
+        self._levels = Levels(self._writer)
         self._collections = Collections(self._writer, spec.name)
         self._connections = Connections(self._instruments)
+        self._news = SnapshotClient(
+            spec.plan.snapshot_path,
+            self._apply,
+            on_word=self._hear,
+            on_connection=self._control_came_or_went,
+            on_dropped=lambda: self._instruments.error("facts_dropped"),
+        )
+        self._outbox = UsageOutbox(self._news.send_now, self._usage_dropped)
+        self._recorder = UsageRecorder(self._instruments, self._outbox.add)
+        self._doorman = Doorman(clock=time.monotonic, wall=time.time)
+        self._limiter = Limiter(lambda asks: self._news.send_now(LeaseAsk(asks)), clock=time.monotonic)
+        self._cache: Cache | None = None
+        self._cache_settings: CacheSettings | None = None
+        self._answers: Answers | None = None
         self._router = Router(
             open_backend=self._connections.open,
             close_backend=self._connections.retire,
             on_backend=self._report_backend,
+            on_circuit=self._report_circuit,
             clock=time.monotonic,
             rng=random.Random(),
         )
@@ -74,9 +106,6 @@ class Worker:
         self._draining: asyncio.Task[None] | None = None
         self._front: Front | None = None
         self._listeners: list[Listener] = []
-        self._news = SnapshotClient(
-            spec.plan.snapshot_path, self._apply, on_dropped=lambda: self._instruments.error("facts_dropped")
-        )
 
     async def run(self) -> None:
         """Serve until told to drain, or until the supervisor is gone."""
@@ -94,6 +123,8 @@ class Worker:
             self._close_listeners()
             if self._front is not None:
                 self._front.abort()
+            if self._cache is not None:
+                await self._cache.aclose()
             await self._connections.aclose()
             await self._control.aclose()
 
@@ -110,7 +141,11 @@ class Worker:
             self._instruments.error("internal")
 
     def _use(self, snapshot: Snapshot) -> None:
-        self._router.update(snapshot.table)
+        self._router.update(snapshot.table, snapshot.workers)
+        self._router.open_circuits(snapshot.open_circuits)
+        if snapshot.accounts_ready:
+            self._doorman.update(snapshot.keys, key_needed=snapshot.key_needed)
+            self._limiter.update(snapshot.limits())
         self._admitted_backends = frozenset(snapshot.admitted_backends)
         admitted = set(snapshot.admitted_models)
         self._instruments.admit(
@@ -122,6 +157,27 @@ class Worker:
             self._open(snapshot)
         else:
             self._core.allow(snapshot.access)
+        if self._core is not None:  # without its certificate there is none
+            if snapshot.accounts_ready:
+                self._core.open_doors()
+            self._use_cache(self._core, snapshot)
+
+    def _use_cache(self, core: Core, snapshot: Snapshot) -> None:
+        """Another cache for other settings; the answers of an old one in memory are gone with it."""
+        if snapshot.cache != self._cache_settings:
+            if self._cache is not None:
+                self._keep(self._cache.aclose())
+            self._cache_settings = snapshot.cache
+            self._cache = open_cache(snapshot.cache, snapshot.workers, self._cache_failed)
+            self._answers = None if self._cache is None else Answers(self._cache, snapshot.cache, snapshot.table)
+            core.answer_from(self._answers)
+        if self._answers is not None:
+            self._answers.follow(snapshot.table)
+
+    def _cache_failed(self, problem: str) -> None:
+        """The cache went away; requests go on without it."""
+        _log.warning("%s", problem)
+        self._instruments.error("cache_unavailable")
 
     def _open(self, snapshot: Snapshot) -> None:
         """The first snapshot: begin to listen. Without its certificate the worker ends; its successor tries again."""
@@ -134,10 +190,12 @@ class Worker:
         control_age = self._control_age
         self._core = Core(
             self._router,
-            self._instruments,
+            self._recorder,
             access=snapshot.access,
             forward=Forwarder(self._control, control_age),
             monitoring_paths=frozenset(snapshot.monitoring_paths),
+            doorman=self._doorman,
+            limiter=self._limiter,
             clock=time.monotonic,
         )
         self._front = Front(self._core, self._core.refuse, snapshot.front, self._instruments, loop=self._loop)
@@ -160,6 +218,31 @@ class Worker:
     def _report_backend(self, name: str, is_up: bool) -> None:
         self._news.send_fact(BackendSeen(name, is_up))
 
+    def _report_circuit(self, name: str, state: State, until: float) -> None:
+        self._news.send_fact(CircuitSeen(name, int(state), until))
+
+    def _control_came_or_went(self, is_there: bool) -> None:
+        """A control that is new knows nothing of what this worker told the last one."""
+        if is_there:
+            for name, (state, until) in self._router.circuits().items():
+                if state is not State.CLOSED:
+                    self._report_circuit(name, state, until)
+            self._outbox.flush()  # first: nothing is lent before it is counted
+            self._limiter.control_found()
+        else:
+            self._outbox.connection_lost()
+            self._limiter.control_lost()
+
+    def _hear(self, word: Word) -> None:
+        if isinstance(word, LeaseGrants):
+            self._limiter.granted(word.grants)
+        else:
+            self._outbox.taken(word.number)
+
+    def _usage_dropped(self) -> None:
+        self._instruments.error("usage_dropped")
+        self._dropped_rows.inc()
+
     # -- time ------------------------------------------------------------------------------------------
 
     async def _tick(self) -> None:
@@ -169,13 +252,25 @@ class Worker:
             self._child.beat()
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             now = time.monotonic()
-            self._lag.observe(max(0.0, now - due))
+            late_s = max(0.0, now - due)
+            self._lag.observe(late_s)
+            self._shed(late_s)
             self._collections.flush()
             await self._connections.sweep(now)
             self._control.sweep(now)
+            self._router.sweep(now)
+            self._limiter.sweep(now)
+            self._outbox.flush()
+            self._levels.tell(self._router.queues(), self._cache)
             self._loads.tell(self._connections.in_use(), self._admitted_backends)
             self._router.count_elsewhere(self._loads.elsewhere())
             due = now + SWEEP_S
+
+    def _shed(self, late_s: float) -> None:
+        """A loop that is late by more than it may takes nothing new until it has caught up."""
+        if self._core is not None:
+            limit_s = self._router.table.shed_lag_s
+            self._core.is_late(late_s if 0 < limit_s <= late_s else 0.0)
 
     # -- the end ---------------------------------------------------------------------------------------
 
@@ -203,7 +298,17 @@ class Worker:
                 await core.drain()
         self._close_listeners()
         await front.drain(_LAST_REPLIES_S)
+        await self._hand_over()
         self._stopped.set()
+
+    async def _hand_over(self) -> None:
+        """Give back what was borrowed, and see the last usage rows stored; control is asked to leave after workers."""
+        self._limiter.give_back()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_ROWS_S):
+                while any(self._outbox.statistics()[:2]):
+                    self._outbox.flush()
+                    await asyncio.sleep(_ROWS_PAUSE_S)
 
     def _close_listeners(self) -> None:
         for listener in self._listeners:

@@ -16,8 +16,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from llm_router.accounts.access import AccessSettings, Guard
+from llm_router.accounts.keys import KeyRing
 from llm_router.admin import models, monitoring, reload
-from llm_router.admin.application import Entry, build, json_response
+from llm_router.admin.application import Entry, Rights, build, json_response
 from llm_router.admin.models import LocalModel
 from llm_router.admin.server import Server
 from llm_router.errors import BadModelFile, ConfigError, ModelNotFound, Unavailable
@@ -112,7 +113,9 @@ class Site:
             sock.bind(str(path))
             sock.listen()
             entries[sock] = entry
-        server = Server(build(routes, lambda: Guard(self.access)), entries, head_timeout_s=head_timeout_s)
+        rights = Rights(KeyRing(), {entry: frozenset() for entry in Entry})
+        app = build(routes, lambda: Guard(self.access), lambda: rights)
+        server = Server(app, entries, head_timeout_s=head_timeout_s)
         await server.start()
         try:
             yield self

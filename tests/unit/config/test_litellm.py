@@ -8,6 +8,7 @@ import pytest
 
 from llm_router.config import Settings, load
 from llm_router.errors import ConfigError
+from llm_router.models.prices import Price
 
 
 def read(folder: Path, text: str, env: dict[str, str] | None = None) -> Settings:
@@ -68,20 +69,144 @@ def test_general_settings_that_have_a_counterpart_are_taken(tmp_path: Path) -> N
     assert settings.backends[0].total_s == 30.0
 
 
+def test_providers_with_a_preset_have_it(tmp_path: Path) -> None:
+    """Protocol, how the key is sent, and what LiteLLM's addresses leave out."""
+    azure = "model: azure/gpt, api_base: 'https://n.openai.azure.com/'"
+    text = (
+        "model_list:\n"
+        + entry("model: anthropic/claude")
+        + entry("model: anthropic/claude, api_base: 'http://proxy:1', api_key: k")
+        + entry(azure)
+        + entry(f"{azure}, api_version: 2024-06-01")
+        + entry("model: ollama/llama3, api_base: 'http://127.0.0.1:11434'")
+        + entry("model: ollama_chat/llama3")
+        + entry("model: lm_studio/q, api_base: 'http://127.0.0.1:1234/v1'")
+    )
+    settings = read(tmp_path, text, {"ANTHROPIC_API_KEY": "a", "AZURE_API_KEY": "z"})
+    seen = [
+        (b.url, b.query, b.protocol, b.auth, b.api_key, b.provider, d.upstream_model)
+        for d in settings.models[0].deployments
+        for b in settings.backends
+        if b.name == d.backend
+    ]
+    assert seen == [
+        ("https://api.anthropic.com/v1", "", "anthropic", "x-api-key", "a", "anthropic", "claude"),
+        ("http://proxy:1/v1", "", "anthropic", "x-api-key", "k", "anthropic", "claude"),
+        ("https://n.openai.azure.com/openai/v1", "", "openai", "api-key", "z", "azure", "gpt"),
+        (
+            "https://n.openai.azure.com/openai/deployments/gpt", "api-version=2024-06-01",
+            "openai", "api-key", "z", "azure", "gpt",
+        ),
+        ("http://127.0.0.1:11434/v1", "", "openai", "bearer", "", "local", "llama3"),
+        ("http://127.0.0.1:11434/v1", "", "openai", "bearer", "", "local", "llama3"),
+        ("http://127.0.0.1:1234/v1", "", "openai", "bearer", "", "local", "q"),
+    ]  # fmt: skip
+
+
+def test_bounds_of_deployments_become_bounds_of_their_model(tmp_path: Path) -> None:
+    """All together may do the sum."""
+    shares = "rpm: 60, tpm: 1000, max_parallel_requests: 4"
+    text = "model_list:\n" + entry(f"model: x, api_key: k, {shares}") + entry(f"model: y, api_key: k, {shares}")
+    (model,) = read(tmp_path, text).models
+    assert (model.limits.requests_per_minute, model.limits.tokens_per_minute, model.queue.slots) == (120, 2000, 8)
+
+
+def test_what_an_entry_says_of_its_model_is_taken(tmp_path: Path) -> None:
+    """Prices are for a million tokens here; abilities that it does not speak of are not known."""
+    text = (
+        "model_list:\n"
+        + entry("model: x, api_key: k, input_cost_per_token: 2.5e-06, output_cost_per_token: 1e-5")
+        + "    model_info: {id: one, mode: chat, supports_vision: false, supports_function_calling: true,"
+        " max_input_tokens: 128000, cache_read_input_token_cost: 0.00000125}\n"
+        + entry("model: e, api_key: k")
+        + "    model_info: {mode: embedding}\n"
+        + entry("model: y, api_key: k")
+        + "    model_info: {supports_vision: true}\n"
+    )
+    chat, embedding, plain = read(tmp_path, text).models[0].deployments
+    assert chat.price == Price(input=2.5, output=10.0, cached_input=1.25)
+    assert (chat.context_tokens, chat.capabilities) == (128_000, ("tools", "json", "reasoning", "embeddings"))
+    assert embedding.capabilities == ("embeddings",)
+    assert (plain.capabilities, plain.price, plain.context_tokens) == (None, None, 0)
+
+
+def test_an_alias_is_a_model_with_one_member(tmp_path: Path) -> None:
+    """And may have fallbacks."""
+    text = (
+        "router_settings: {model_group_alias: {gpt: big}, fallbacks: [{gpt: [small]}]}\n"
+        "model_list:\n" + entry("model: x, api_key: k", "big") + entry("model: y, api_key: k", "small")
+    )
+    alias = read(tmp_path, text).models[2]
+    assert (alias.name, alias.members, alias.fallbacks) == ("gpt", ("big",), ("small",))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("simple-shuffle", "random"),
+        ("least-busy", "least-loaded"),
+        ("latency-based-routing", "speed-priority"),
+        ("cost-based-routing", "cost-optimized"),
+    ],
+)
+def test_strategies_have_counterparts(tmp_path: Path, theirs: str, ours: str) -> None:
+    """By what they do."""
+    text = f"router_settings: {{routing_strategy: {theirs}}}\nmodel_list:\n" + entry("model: x, api_key: k")
+    assert read(tmp_path, text).routing.strategy == ours
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("model_list: {}\n", "model_list: should be a list"),
         ("model_list: [1]\n", r"model_list\[0\]: should hold model_name and litellm_params"),
         ("model_list: [{model_name: m}]\n", r"model_list\[0\].litellm_params: is missing"),
-        ("model_list:\n" + entry("model: anthropic/claude"), "provider 'anthropic' does not speak the OpenAI protocol"),
-        ("model_list:\n" + entry("model: x, api_key: k, rpm: 5"), "rpm: limits per deployment are not supported"),
-        ("model_list:\n" + entry("model: x, api_key: k, weight: 5"), "weight: has no counterpart here"),
+        ("model_list:\n" + entry("model: bedrock/claude"), "provider 'bedrock' speaks no protocol of ours"),
+        ("model_list:\n" + entry("model: anthropic/claude"), "ANTHROPIC_API_KEY is not set"),
+        ("model_list:\n" + entry("model: azure/x, api_key: k"), "api_base: is missing: azure has no address"),
+        (
+            "model_list:\n" + entry("model: azure/x, api_key: k, api_base: 'https://n.example', api_version: new"),
+            "api_version: 'new' will not do: a date like",
+        ),
+        ("model_list:\n" + entry("model: x, api_key: k, api_version: v1"), "api_version: means nothing to openai"),
+        ("model_list:\n" + entry("model: x, api_key: k, rpm: 0"), "rpm: must be 1 or more"),
+        ("model_list:\n" + entry("model: x, api_key: k, tpm: many"), "tpm: 'many' is no whole number"),
+        (
+            "model_list:\n" + entry("model: x, api_key: k, rpm: 5") + entry("model: y, api_key: k"),
+            "model_list: rpm stands at some entries of 'm' only",
+        ),
+        ("model_list:\n" + entry("model: x, api_key: k, max_budget: 5"), "max_budget: has no counterpart here"),
+        ("model_list:\n" + entry("model: x, api_key: k, weight: 5"), "weight: has no counterpart here: the model's"),
+        (
+            "model_list:\n" + entry("model: x, api_key: k, input_cost_per_token: 0.1"),
+            "output_cost_per_token: is missing: a price needs input and output",
+        ),
+        (
+            "model_list:\n" + entry("model: x, api_key: k") + "    model_info: {input_cost_per_token: cheap}\n",
+            "model_info.input_cost_per_token: 'cheap' is no number of US dollars",
+        ),
+        (
+            "model_list:\n" + entry("model: x, api_key: k") + "    model_info: {suports_vision: true}\n",
+            "model_info.suports_vision: has no counterpart here; did you mean 'supports_vision'",
+        ),
+        (
+            "model_list:\n" + entry("model: x, api_key: k") + "    model_info: {mode: audio_speech}\n",
+            "model_info.mode: 'audio_speech' has no counterpart",
+        ),
+        ("model_list:\n" + entry("model: x, api_key: k") + "    model_info: [1]\n", "model_info: should hold keys"),
+        (
+            "router_settings: {model_group_alias: {m: x}}\nmodel_list:\n" + entry("model: x, api_key: k"),
+            "model_group_alias.m: there is a model 'm' in model_list",
+        ),
+        (
+            "router_settings: {model_group_alias: {n: {model: m}}}\nmodel_list:\n" + entry("model: x, api_key: k"),
+            "model_group_alias: should look like {alias: model}",
+        ),
         ("model_list:\n" + entry("model: x, api_kye: k"), "api_kye: has no counterpart here; did you mean 'api_key'"),
         ("model_list:\n" + entry("model: x, api_key: k, timeout: 5s"), "timeout: '5s' is no number of seconds"),
         ("model_list:\n" + entry("model: hosted_vllm/x"), "api_base: is missing: hosted_vllm has no address"),
         ("model_list:\n" + entry("model: x, api_key: k", "'*'"), "wildcards have no counterpart"),
-        ("general_settings: {master_key: x}\nmodel_list: []\n", "general_settings: keys, databases"),
+        ("general_settings: {master_key: x}\nmodel_list: []\n", "general_settings: belongs to LiteLLM"),
         ("litellm_settings: {cache: true}\nmodel_list: []\n", "litellm_settings.cache: has no counterpart"),
         ("router_settings: {routing_strategy: usage-based-routing}\nmodel_list: []\n", "has no counterpart"),
         ("models: []\nmodel_list: []\n", "models: cannot stand beside model_list"),

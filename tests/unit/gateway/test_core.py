@@ -6,7 +6,7 @@ import pytest
 
 from llm_router.errors import BackendTimeout, InvalidRequest, RouterError
 from llm_router.families import ERROR_KINDS
-from llm_router.gateway.core import error_type
+from llm_router.gateway.replies import error_type
 
 
 @pytest.mark.parametrize(

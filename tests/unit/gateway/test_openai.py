@@ -115,9 +115,29 @@ def test_each_endpoint_names_the_field_it_needs() -> None:
         (Endpoint.CHAT, "messages"),
         (Endpoint.COMPLETION, "prompt"),
         (Endpoint.EMBEDDING, "input"),
+        (Endpoint.MESSAGES, "messages"),
     ):
         with pytest.raises(InvalidRequest, match=field):
             read_request(endpoint, b'{"model":"m"}')
+
+
+@pytest.mark.parametrize("space", [b"", b" "])
+def test_a_strategy_is_for_us_and_no_backend_sees_it(space: bytes) -> None:
+    body = b'{"messages":[],%b"strategy":"cost-optimized","model":"m","x":{"strategy":1}}' % space
+    request = read_request(Endpoint.CHAT, body)
+    assert request.strategy == "cost-optimized"
+    assert json.loads(request.body) == {"messages": [], "model": "m", "x": {"strategy": 1}}
+    start, end = request.model_span
+    assert request.body[start:end] == b'"m"'
+    request = read_request(Endpoint.CHAT, chat(strategy=None))
+    assert (request.strategy, "strategy" in json.loads(request.body)) == (None, False)
+
+
+@pytest.mark.parametrize(("strategy", "says"), [("best", "quality-first"), (5, "strategy"), (["random"], "strategy")])
+def test_a_strategy_that_does_not_exist_is_refused(strategy: Any, says: str) -> None:
+    with pytest.raises(InvalidRequest, match=says) as refused:
+        read_request(Endpoint.CHAT, chat(strategy=strategy))
+    assert refused.value.param == "strategy"
 
 
 def test_the_error_object_is_the_one_clients_parse() -> None:

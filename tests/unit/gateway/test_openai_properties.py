@@ -13,10 +13,24 @@ from llm_router.errors import InvalidRequest
 from llm_router.gateway.openai import read_request
 
 SPACE = st.sampled_from(["", "", "", " ", "\n", "\t \r"])
-KEYS = st.sampled_from(["model", "mod\\u0065l", "messages", "prompt", "input", "stream", "n\\u00e9", "né", "models"])
+KEYS = st.sampled_from(
+    [
+        "model",
+        "mod\\u0065l",
+        "messages",
+        "prompt",
+        "input",
+        "stream",
+        "n\\u00e9",
+        "né",
+        "models",
+        "strategy",
+        "str\\u0061tegy",
+    ]
+)
 VALUES = st.sampled_from(
     [
-        '"m"', '"gpt-4o"', '"mod\\u0065l"', '"\\"model\\":\\"x\\""', '"né"', '""', "5", "1e3", "null", "true", "false",
+        '"m"', '"gpt-4o"', '"random"', '"mod\\u0065l"', '"\\"model\\":\\"x\\""', '"né"', '""', "5", "1e3", "null", "true", "false",
         "[]", "[ ]", '[{"role":"user","content":"\\"model\\": \\"x\\""}]', '{"model":"inner"}', '{ "model" : "inner" }',
         '{"include_usage":true}', '{"include_usage":false,"vendor":[1, 2]}',
     ]
@@ -61,6 +75,8 @@ def check(request: InferenceRequest, body: bytes) -> None:
     assert json.loads(request.body[start:end]) == request.model
     spliced = dict(understood(request.body[:start] + b'"other"' + request.body[end:]))
     expected = {**plain, "model": "other"}
+    assert "strategy" not in spliced
+    assert request.strategy == expected.pop("strategy", None)
     if request.asks_usage:
         assert spliced.pop("stream_options")["include_usage"] is True
         assert bool(expected.pop("stream_options").get("include_usage")) is request.wants_usage

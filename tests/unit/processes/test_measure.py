@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from llm_router import families
 from llm_router.observe.metrics.slots import Segment, Writer
 from llm_router.processes.measure import Levels, LoadedModel, Measurements
+from llm_router.signals import Reading
 
 
 class Stage:
@@ -27,8 +28,10 @@ class Stage:
             workers={"worker-0": True, "worker-1": False},
             backends={"far": True},
             models=(LoadedModel("tiny", "gguf", "small", os.getpid()), LoadedModel("big", "remote", "remote")),
+            circuits={"far": 2},
             reload_succeeded=False,
             reload_time=1700000000.0,
+            accounts=(Reading(families.ACTIVE_USERS, ("5m",), 3.0),),
         )
         self.measurements = self.make()
 

@@ -3,65 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import random
 import time
-from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
 
-from llm_router.backends.connections import Connections
-from llm_router.chat import Endpoint, InferenceRequest
+from llm_router.chat import Endpoint
 from llm_router.errors import BackendBusy, BackendError, BackendUnavailable
 from llm_router.gateway.openai import read_request
-from llm_router.routing.router import Router
-from llm_router.routing.table import BackendSpec, Deployment, ModelSpec, RetrySpec, RoutingTable
-from llm_router.signals import NoRecorder, RequestRecord
+from llm_router.routing.table import BackendSpec, Deployment, ModelSpec, QueueSpec, RetrySpec, RoutingTable
+from llm_router.signals import RequestRecord
 from llm_router.testing import Gate, Hold, ScriptedBackend, json_reply
 from support.aio import run, until
 from support.gateway import table
 from support.net import free_port
+from support.routed import request, routed
 
 OK = json_reply({"choices": []})
 BROKEN = json_reply({"error": {"message": "oops"}}, 500)
-
-
-class Routed:
-    """A router with its connections; `seen` is what it told about backends going down and up."""
-
-    def __init__(self, routing: RoutingTable) -> None:
-        self.connections = Connections(NoRecorder())
-        self.seen: list[tuple[str, bool]] = []
-        self.router = Router(
-            open_backend=self.connections.open,
-            close_backend=self.connections.retire,
-            on_backend=lambda name, is_up: self.seen.append((name, is_up)),
-            clock=time.monotonic,
-            rng=random.Random(7),
-        )
-        self.router.update(routing)
-
-    async def ask(self, model: str = "m") -> RequestRecord:
-        """The record of one request, whose reply is read and let go. Raises what the caller would get."""
-        record = RequestRecord("POST", "/", "r", time.monotonic())
-        exchange = await self.router.send(request(model), record)
-        exchange.finish(time.monotonic(), "")
-        record.status = exchange.status
-        return record
-
-
-def request(model: str = "m") -> InferenceRequest:
-    return read_request(Endpoint.CHAT, b'{"model":"%b","messages":[]}' % model.encode())
-
-
-@contextlib.asynccontextmanager
-async def routed(routing: RoutingTable) -> AsyncIterator[Routed]:
-    made = Routed(routing)
-    try:
-        yield made
-    finally:
-        await made.connections.aclose()
 
 
 def fallback_table(first: ScriptedBackend, second: BackendSpec, *, retry: RetrySpec | None = None) -> RoutingTable:
@@ -171,7 +130,13 @@ def test_that_all_connections_are_in_use_is_no_sign_of_life() -> None:
 
     async def check() -> None:
         port = free_port()
-        routing = table(f"http://127.0.0.1:{port}/v1", retry=RetrySpec(attempts=1), max_connections=1, wait_s=0.0)
+        routing = table(
+            f"http://127.0.0.1:{port}/v1",
+            retry=RetrySpec(attempts=1),
+            queue=QueueSpec(slots=2),
+            max_connections=1,
+            wait_s=0.0,
+        )
         async with routed(routing) as it:
             for _ in range(3):
                 with pytest.raises(BackendUnavailable):

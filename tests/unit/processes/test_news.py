@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 
 from llm_router.accounts.access import AccessSettings
 from llm_router.gateway.front import FrontSettings
-from llm_router.processes.snapshot import (
-    BackendSeen,
+from llm_router.processes.news import (
     BadFrame,
     Frames,
-    Snapshot,
     SnapshotClient,
     SnapshotServer,
+    WorkerLine,
     decode,
     encode,
     frame,
 )
+from llm_router.processes.snapshot import BackendSeen, Fact, Snapshot, UsageTaken, Word
 from llm_router.routing.table import BackendSpec, Deployment, ModelSpec, RoutingTable
 from support.aio import run, until
 
@@ -51,9 +51,11 @@ def listening(path: Path) -> socket.socket:
 
 @contextlib.asynccontextmanager
 async def serving(
-    path: Path, facts: list[BackendSeen] | None = None, listener: socket.socket | None = None
+    path: Path, facts: list[Fact] | None = None, listener: socket.socket | None = None
 ) -> AsyncIterator[SnapshotServer]:
-    server = SnapshotServer(listener or listening(path), (facts if facts is not None else []).extend)
+    server = SnapshotServer(
+        listener or listening(path), lambda _, batch: (facts if facts is not None else []).extend(batch)
+    )
     await server.start()
     try:
         yield server
@@ -112,7 +114,7 @@ def test_a_worker_outlives_control(tmp_path: Path) -> None:
     """While control is away the last snapshot stays and facts wait; the next control gets both."""
 
     async def scenario() -> None:
-        path, facts = tmp_path / "s", list[BackendSeen]()
+        path, facts = tmp_path / "s", list[Fact]()
         seen: list[int] = []
         async with SnapshotClient(str(path), lambda news: seen.append(news.version), batch_s=0.01) as client:
             async with serving(path) as first:
@@ -148,8 +150,8 @@ def test_facts_arrive_in_order_and_in_batches(tmp_path: Path) -> None:
     """Many facts of one moment are few frames, none lost, in order."""
 
     async def scenario() -> None:
-        path, batches = tmp_path / "s", list[list[BackendSeen]]()
-        server = SnapshotServer(listening(path), batches.append)
+        path, batches = tmp_path / "s", list[list[Fact]]()
+        server = SnapshotServer(listening(path), lambda _, batch: batches.append(batch))
         await server.start()
         async with SnapshotClient(str(path), lambda _: None, batch_s=0.01) as client:
             await until(lambda: client.statistics().is_connected)
@@ -245,5 +247,49 @@ def test_a_worker_refuses_nonsense_and_connects_again(tmp_path: Path) -> None:
         await until(lambda: all(handler is not None and handler.done() for handler in handlers))
         server.close()
         await server.wait_closed()
+
+    run(scenario())
+
+
+def test_words_reach_the_worker_they_are_for_and_none_is_skipped(tmp_path: Path) -> None:
+    """However many snapshots are sent between them; another worker hears nothing."""
+
+    async def scenario() -> None:
+        path, lines = tmp_path / "s", list[WorkerLine]()
+        server = SnapshotServer(listening(path), lambda line, _: lines.append(line))
+        await server.start()
+        heard, overheard = list[Word](), list[Word]()
+        async with (
+            SnapshotClient(str(path), lambda _: None, on_word=heard.append) as one,
+            SnapshotClient(str(path), lambda _: None, on_word=overheard.append),
+        ):
+            await until(lambda: server.statistics().connections == 2)
+            assert one.send_now(BackendSeen("b", up=True))
+            await until(lambda: bool(lines))
+            for number in range(50):
+                server.publish(Snapshot(version=number + 1))
+                lines[0].tell(UsageTaken(number))
+            await until(lambda: len(heard) == 50)
+        assert heard == [UsageTaken(number) for number in range(50)]
+        assert overheard == []
+        await server.aclose()
+
+    run(scenario())
+
+
+def test_who_comes_and_goes_is_told_on_both_sides(tmp_path: Path) -> None:
+    """A worker learns that control is there and that it has gone; control, that a worker has gone."""
+
+    async def scenario() -> None:
+        path, there, left = tmp_path / "s", list[bool](), list[str]()
+        server = SnapshotServer(listening(path), lambda *_: None, on_left=lambda line: left.append(line.name))
+        await server.start()
+        client = SnapshotClient(str(path), lambda _: None, on_connection=there.append)
+        assert not client.send_now(BackendSeen("b", up=True))
+        async with client:
+            await until(lambda: there == [True])
+            await server.aclose()
+            await until(lambda: there == [True, False])
+        assert left == ["worker-line-1"]
 
     run(scenario())

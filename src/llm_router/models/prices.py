@@ -1,0 +1,45 @@
+"""What a model costs: prices per token, and the cost of an inference by them.
+
+Pure records, so that workers can compute with them. Not for: finding prices (price_list.py).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from llm_router.chat import Usage
+
+_MILLION = 1_000_000
+
+
+class Tier(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request with more than `above_tokens` of input costs, every token of it (as providers count)."""
+
+    above_tokens: int
+    input: float
+    output: float
+    cached_input: float | None = None
+
+
+class Price(msgspec.Struct, frozen=True, kw_only=True):
+    """US dollars per million tokens. `cached_input` is for input that the provider had cached; None: as `input`.
+
+    Args:
+        tiers: for long inputs, those for longer ones later; from price lists, not configured.
+    """
+
+    input: float
+    output: float
+    cached_input: float | None = None
+    tiers: tuple[Tier, ...] = ()
+
+    def cost_usd(self, usage: Usage) -> float:
+        """What these tokens cost in US dollars."""
+        rates: Price | Tier = self
+        for tier in self.tiers:
+            if usage.input_tokens > tier.above_tokens:
+                rates = tier
+        cached = rates.input if rates.cached_input is None else rates.cached_input
+        cached_tokens = min(usage.cached_tokens, usage.input_tokens)
+        fresh_tokens = usage.input_tokens - cached_tokens
+        return (fresh_tokens * rates.input + cached_tokens * cached + usage.output_tokens * rates.output) / _MILLION
