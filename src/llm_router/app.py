@@ -34,7 +34,7 @@ from llm_router.gateway.answers import Answers, Keeper
 from llm_router.gateway.asgi import AsgiFront
 from llm_router.gateway.core import Core
 from llm_router.gateway.generate import Generated, chat_body, generated, snake_case
-from llm_router.gateway.inference import account, take_usage
+from llm_router.gateway.inference import account, guess, take_usage
 from llm_router.gateway.openai import read_request
 from llm_router.gateway.replies import error_type
 from llm_router.gateway.sse import deltas, watch_for
@@ -405,6 +405,8 @@ class LLMRouter:
             record.status, record.outcome = 200, "success"
             if exchange is not None and exchange.usage is not None:
                 account(exchange.usage, exchange.price, record)
+            elif exchange is not None:
+                guess(exchange, request, record)
             if exchange is not None and keeper is not None:
                 keeper.keep(exchange.header(b"content-type"), answer, backend, record)
         except BaseException as error:
@@ -498,7 +500,9 @@ class LLMRouter:
         """The cached answer, or what keeps the one that is to come; None where nothing is cached."""
         if self._answers is None:
             return None
-        found = await self._answers.find(request, {}, record)
+        # A stream is kept with its usage, which a client of `asgi()` that did not ask for it must not be shown.
+        wanted = msgspec.structs.replace(request, wants_usage=True) if request.stream else request
+        found = await self._answers.find(wanted, {}, record)
         if isinstance(found, Cached):
             record.model, record.cached = request.model, True
         if record.cache_type:

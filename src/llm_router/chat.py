@@ -32,12 +32,18 @@ TokenCount = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens of one inference. `cached_tokens` are part of the input, `reasoning_tokens` of the output."""
+    """Tokens of one inference. `reasoning_tokens` are part of the output, `cached_tokens` of the input.
+
+    So are `cache_write_tokens`, which the provider wrote to its cache; `cache_write_1h_tokens`, those that it keeps for an
+    hour, are part of these.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    cache_write_tokens: int = 0
+    cache_write_1h_tokens: int = 0
 
 
 class Chunk(msgspec.Struct, frozen=True):
@@ -63,6 +69,7 @@ class InferenceRequest(msgspec.Struct):
         key: name of the caller's key; empty without one. Requests of different keys wait fairly.
         headers: of the caller's request, lower-case names, that belong to its dialect like `anthropic-beta`: a backend
             that speaks it gets them.
+        fields: the top-level fields of `body`, unread, where reading it came by them; None where not.
     """
 
     endpoint: Endpoint
@@ -76,3 +83,4 @@ class InferenceRequest(msgspec.Struct):
     priority: Priority = "interactive"
     key: str = ""
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    fields: dict[str, msgspec.Raw] | None = None

@@ -240,6 +240,8 @@ class Instruments:
             self._writer.counter(families.RETRIES, model, reason).inc()
         for model, reason in record.fallback_reasons:
             self._writer.counter(families.FALLBACKS, model, reason).inc()
+        for model, wait_s in record.waits:
+            self._writer.histogram(families.QUEUE_WAIT, model).observe(wait_s)
 
     def gaps(self, record: RequestRecord) -> None:
         if record.gaps_s:

@@ -79,7 +79,7 @@ class RequestRecord:
     Owned by the one task that serves the request. `is_inference` decides whether the inference families
     are written. Times are monotonic seconds. `gaps_s` holds the seconds between consecutive content
     chunks of a stream. `key` and `key_id` are name and id of the caller's key, empty without one. `queued_at` is when it came to the
-    queue of the model that it was last sent to, `slot_at` when its turn came, 0 if it never did. `cache_type`
+    queue of the model that it was last sent to, `slot_at` when its turn came, 0 if it never did; `waits` has the queues that it left for a fallback. `cache_type`
     is the cache that was asked, empty if none was; `cached` says whether it answered. `error_type` is a key of `families.ERROR_KINDS`, empty for success.
     """
 
@@ -115,6 +115,7 @@ class RequestRecord:
         "status",
         "strategy",
         "usage_source",
+        "waits",
     )
 
     def __init__(self, method: str, route: str, request_id: str, started_at: float) -> None:
@@ -147,6 +148,7 @@ class RequestRecord:
         self.cache_type = ""
         self.queued_at = 0.0
         self.slot_at = 0.0
+        self.waits: tuple[tuple[str, float], ...] = ()  # (model given up waiting for, seconds)
         self.first_token_at = 0.0
         self.gaps_s: list[float] | None = None
 

@@ -293,7 +293,9 @@ def test_what_happened_moved_its_families(exposed: Exposed) -> None:
         ("rate_limit_hits_total", {"scope": "key", "limit": "requests_per_minute"}, 1.0),
         ("api_key_requests_total", {"key": "team"}, 6.0),
         ("api_key_requests_total", {"key": "tight"}, 2.0),
+        ("api_key_tokens_total", {"key": "team"}, 4 * 8.0),  # of four replies; the cached one took none
         ("queue_wait_seconds_count", {"model": "second"}, 5.0),
+        ("queue_processing_seconds_count", {"queue_type": "second"}, 5.0),
         ("active_users", {"window": "5m"}, 2.0),
         ("http_requests_total", {"route": "__other__", "status_code": "404"}, 1.0),
     ):

@@ -479,8 +479,40 @@ def test_an_application_that_mounts_the_library_has_its_cache() -> None:
     run(scenario())
 
 
+def test_a_stream_that_the_library_kept_shows_no_client_more_than_it_asked_for() -> None:
+    """The library always wants the usage of a stream; a client of the application that did not ask gets none."""
+
+    async def scenario() -> None:
+        with ScriptedBackend() as backend:
+            async with LLMRouter(_settings(backend.base_url)) as router:
+                told: list[Any] = []
+                router.on("inference-complete", lambda result, context: told.append((result.cached, result.usage)))
+                fields: dict[str, Any] = {"temperature": 0, "stream": True}
+                body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], **fields}
+                for _ in range(2):
+                    assert [chunk async for chunk in router.stream("hi", temperature=0)]
+                application = router.asgi()
+                for is_cached in (False, True):
+                    sent = await _sent_by(application, body)
+                    assert ((b"x-llm-router-cached", b"true") in sent[0]["headers"]) is is_cached
+                    events = b"".join(message.get("body", b"") for message in sent)
+                    assert events.endswith(b"data: [DONE]\n\n")
+                    assert b'"choices":[]' not in events.replace(b" ", b"")
+                assert [chunk async for chunk in router.stream("hi", temperature=0)]
+                assert [is_cached for is_cached, _ in told] == [False, True, True]
+                assert all(usage == told[0][1] and usage["completion_tokens"] for _, usage in told)
+
+    run(scenario())
+
+
 async def _chat_with(application: AsgiFront, body: dict[str, Any]) -> tuple[int, list[tuple[bytes, bytes]]]:
     """Status and headers of the reply of an ASGI application to a chat."""
+    start = (await _sent_by(application, body))[0]
+    return start["status"], start["headers"]
+
+
+async def _sent_by(application: AsgiFront, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """What an ASGI application answers to a chat."""
     scope = {
         "type": "http",
         "method": "POST",
@@ -499,7 +531,7 @@ async def _chat_with(application: AsgiFront, body: dict[str, Any]) -> tuple[int,
         sent.append(message)
 
     await application(scope, come.get, send)
-    return sent[0]["status"], sent[0]["headers"]
+    return sent
 
 
 def test_the_library_keeps_to_the_deadline() -> None:

@@ -42,6 +42,7 @@ class Kind(NamedTuple):
     whole: dict[str, Any]
     stream: bytes
     error: dict[str, Any]
+    usage: Usage
 
 
 KINDS = {
@@ -53,6 +54,7 @@ KINDS = {
         chats.completion(),
         chats.stream(chats.completion()),
         {"error": {"message": f"said so to {KEY}", "type": "invalid_request_error", "param": None, "code": None}},
+        Usage(10, 7, 3, 4),
     ),
     "anthropic": Kind(
         "anthropic",
@@ -62,10 +64,10 @@ KINDS = {
         anthropic.message(),
         anthropic.stream(anthropic.message()),
         anthropic.error(says=f"said so to {KEY}"),
+        Usage(10, 7, 3, 4, 2, 1),
     ),
 }
 DIALECTS = [Endpoint.CHAT, Endpoint.MESSAGES]
-USAGE = Usage(10, 7, 3, 4)
 
 
 @pytest.fixture(params=list(KINDS))
@@ -158,7 +160,7 @@ def test_a_whole_answer_is_in_the_callers_dialect(kind: Kind, endpoint: Endpoint
     else:
         choice = told["choices"][0]
         assert (choice["message"]["content"], choice["finish_reason"]) == (chats.TEXT, "stop")
-    assert heard.usage == USAGE
+    assert heard.usage == kind.usage
 
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
@@ -177,7 +179,7 @@ def test_a_stream_is_in_the_callers_dialect_however_it_is_split(kind: Kind, endp
     else:
         said = [json.loads(line[6:]) for line in heard.body.splitlines() if line.startswith(b"data: ")]
         assert "".join(value.get("delta", {}).get("text", "") for value in said) == chats.TEXT
-    assert heard.usage == USAGE
+    assert heard.usage == kind.usage
 
 
 def _reader(kind: Kind, request: InferenceRequest) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
+from llm_router.models.prices import Price
 from llm_router.routing.table import BackendSpec, Deployment, ModelSpec, RetrySpec, RoutingTable
 from llm_router.testing import (
     Close,
@@ -254,6 +255,38 @@ def test_fallback_models_are_asked_in_order() -> None:
     assert record.fallback_reasons == (("a", "server-error"), ("b", "overloaded"))
     assert (record.model, record.outcome) == ("c", "success")
     assert third.requests[0].json()["model"] == "z"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_a_fallback_answers_costs_what_the_fallback_does(stream: bool) -> None:
+    """And what a second deployment answers costs what that one does: never the price of who failed."""
+    with ScriptedBackend() as failing, ScriptedBackend() as good:
+        dear, cheap = Price(input=1000, output=1000), Price(input=1, output=2)
+        routing = RoutingTable(
+            models=(
+                ModelSpec(name="a", deployments=(Deployment("failing", "x", price=dear),), fallbacks=("b",)),
+                ModelSpec(name="b", deployments=(Deployment("good", "y", price=cheap),)),
+                ModelSpec(
+                    name="both",
+                    deployments=(Deployment("failing", "x", price=dear), Deployment("good", "y", price=cheap)),
+                    strategy="round-robin",
+                ),
+            ),
+            backends=(
+                BackendSpec(name="failing", url=failing.base_url),
+                BackendSpec(name="good", url=good.base_url),
+            ),
+            retry=RetrySpec(attempts=2, backoff_s=0.001, backoff_max_s=0.01),
+        )
+        failing.always(BROKEN)
+        with Gateway(routing) as gateway:
+            assert [gateway.chat(model, stream=stream).status for model in ("a", "both", "both")] == [200] * 3
+            records = gateway.records(3)
+    assert [record.model for record in records] == ["b", "both", "both"]
+    for record in records:
+        assert record.attempts[-1].backend == "good"
+        assert (record.cost_status, record.usage_source) == ("exact", "provider")
+        assert record.cost_usd == pytest.approx((record.input_tokens + 2 * record.output_tokens) / 1e6)
 
 
 def test_a_model_whose_backends_are_not_ready_falls_back_or_says_so() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 USAGE = {
     "input_tokens": 5,
     "cache_creation_input_tokens": 2,
+    "cache_creation": {"ephemeral_5m_input_tokens": 1, "ephemeral_1h_input_tokens": 1},
     "cache_read_input_tokens": 3,
     "output_tokens": 7,
     "output_tokens_details": {"thinking_tokens": 4},

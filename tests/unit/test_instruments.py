@@ -107,6 +107,104 @@ def test_a_failure_is_one_inference_and_one_error(outcome: str) -> None:
     assert "tokens_per_second" not in metrics.moved()
 
 
+def test_an_inference_with_all_there_is_to_count_moves_every_family() -> None:
+    """The provider's cache, reasoning, cost, key, queue, our cache that was asked in vain; each by its own labels."""
+    metrics = Metrics()
+    metrics.instruments.begin()
+    record = inference(
+        cached_tokens=3,
+        reasoning_tokens=4,
+        cost_usd=0.25,
+        cost_status="exact",
+        key="team",
+        cache_type="redis",
+        queued_at=100.25,
+        slot_at=100.5,
+    )
+    metrics.instruments.finish(record, 101.0)
+    moved = metrics.moved()
+    expected = {
+        "tokens_cached_total": 3,
+        "tokens_reasoning_total": 4,
+        "cost_usd_total": 0.25,
+        "api_key_requests_total": 1,
+        "api_key_tokens_total": 12,
+        "cache_misses_total": 1,
+        "queue_wait_seconds": 1,
+        "queue_processing_seconds": 1,
+    }
+    assert {name: moved.get(name) for name in expected} == expected
+    assert "cache_hits_total" not in moved
+    assert metrics.value(families.COST, "m", "exact") == 0.25
+    assert metrics.value(families.TOKENS_CACHED, "m", "round-robin") == 3
+    assert metrics.value(families.API_KEY_TOKENS, "team") == 12
+    assert metrics.value(families.CACHE_MISSES, "redis") == 1
+    assert metrics.value(families.QUEUE_PROCESSING, "m") == 1
+
+
+def test_a_cached_reply_moves_nothing_but_its_count_its_key_and_the_cache() -> None:
+    """It took no tokens, no money, no turn and no backend."""
+    metrics = Metrics()
+    metrics.instruments.begin()
+    record = inference(
+        cached=True,
+        cache_type="response",
+        key="team",
+        attempts=[],
+        input_tokens=0,
+        output_tokens=0,
+        usage_source="none",
+    )
+    metrics.instruments.finish(record, 101.0)
+    assert metrics.moved() == {
+        "http_requests_total": 1,
+        "http_request_duration_seconds": 1,
+        "inference_total": 1,
+        "api_key_requests_total": 1,
+        "cache_hits_total": 1,
+    }
+    assert metrics.value(families.INFERENCE, "m", "round-robin", "success", "true") == 1
+
+
+def test_a_turn_that_never_came_was_waited_for_and_one_that_failed_was_processed() -> None:
+    metrics = Metrics()
+    failed = {"outcome": "error", "usage_source": "none", "input_tokens": 0, "output_tokens": 0}
+    metrics.instruments.begin()
+    metrics.instruments.finish(
+        inference(**failed, status=408, error_type="queue_timeout", attempts=[], reason="", queued_at=100.0), 130.0
+    )
+    moved = metrics.moved()
+    assert (moved["queue_wait_seconds"], moved.get("queue_processing_seconds")) == (1, None)
+    metrics.instruments.begin()
+    metrics.instruments.finish(
+        inference(**failed, status=502, error_type="unreachable", queued_at=100.0, slot_at=100.0), 101.0
+    )
+    moved = metrics.moved()
+    assert (moved["queue_wait_seconds"], moved["queue_processing_seconds"]) == (2, 1)
+
+
+def test_a_refusal_by_a_limit_is_counted_with_whose_it_was() -> None:
+    metrics = Metrics()
+    metrics.instruments.begin()
+    record = inference(
+        outcome="error", status=429, error_type="limit", limit_hit=("key", "usd_per_day"), attempts=[], key="team"
+    )
+    metrics.instruments.finish(record, 100.5)
+    assert metrics.value(families.RATE_LIMIT_HITS, "key", "usd_per_day") == 1
+    assert metrics.value(families.API_KEY_REQUESTS, "team") == 1
+
+
+def test_a_wait_that_ended_in_a_fallback_counts_for_the_model_that_was_waited_for() -> None:
+    """Beside the wait for the one that answered."""
+    metrics = Metrics()
+    metrics.instruments.begin()
+    fallen = inference(fallback_reasons=(("full", "queue-timeout"),), waits=(("full", 30.0),), queued_at=1, slot_at=1)
+    metrics.instruments.finish(fallen, 101.0)
+    assert metrics.value(families.QUEUE_WAIT, "full") == 1
+    assert metrics.value(families.QUEUE_WAIT, "m") == 1
+    assert metrics.value(families.QUEUE_PROCESSING, "full") is None
+
+
 def test_what_was_in_flight_when_a_worker_died_is_counted_as_lost() -> None:
     metrics = Metrics()
     for _ in range(3):

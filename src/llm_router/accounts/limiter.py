@@ -754,15 +754,13 @@ class _Lease:
             return 0
         return min(self.limit, units)
 
-    def headers(self, names: _Names, now: float) -> Headers:
-        """The three `x-ratelimit-*` of this limit."""
-        limit, remaining, reset = names
-        reset_s = math.ceil(self._reset_s - (now - self._granted_at))
-        return [
-            (limit, self._limit_header),
-            (remaining, b"%d" % self.remaining()),
-            (reset, b"%ds" % (max(0, reset_s))),
-        ]
+    def tell(self, headers: Headers, names: _Names, remaining: int, now: float) -> None:
+        """Add the three `x-ratelimit-*` of this limit."""
+        limit, left, reset = names
+        reset_s = self._reset_s + self._granted_at - now
+        headers.append((limit, self._limit_header))
+        headers.append((left, b"%d" % remaining))
+        headers.append((reset, b"%ds" % math.ceil(reset_s) if reset_s > 0 else b"0s"))
 
     def why_not(self, need: int, retry_after_s: float) -> str:
         """The refusal of `need` units in words: which limit, whose, and when to come back."""
@@ -792,15 +790,15 @@ _TOKENS: Final = (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", 
 def headers_of(plan: Plan, now: float) -> Headers:
     """`x-ratelimit-*` of a plan: of requests and of tokens the limit of which least is left."""
     headers: Headers = []
-    if plan.requests:
-        headers = _tightest(plan.requests).headers(_REQUESTS, now)
-    if plan.tokens:
-        headers += _tightest(plan.tokens).headers(_TOKENS, now)
+    for leases, names in ((plan.requests, _REQUESTS), (plan.tokens, _TOKENS)):
+        if leases:
+            tightest, remaining = leases[0], leases[0].remaining()
+            for lease in leases[1:]:
+                units = lease.remaining()
+                if units < remaining:
+                    tightest, remaining = lease, units
+            tightest.tell(headers, names, remaining, now)
     return headers
-
-
-def _tightest(leases: tuple[_Lease, ...]) -> _Lease:
-    return leases[0] if len(leases) == 1 else min(leases, key=_Lease.remaining)
 
 
 def _span(seconds: float) -> str:

@@ -125,9 +125,11 @@ def routes(book: KeyBook, *, now: Callable[[], float]) -> list[Route]:
             created_time=now(),
         )
         async with changing:
+            held = {scope for other in await book.list() for scope in other.scopes}
             await book.add(key)
         _log.info("key %r (%s) was created by %s: %s", key.name, key.id, caller(request), ", ".join(key.scopes))
-        response = json_response({"key": shown(key, now()), "secret": text}, 201)
+        closes = [scope for scope in key.scopes if scope not in held]
+        response = json_response({"key": shown(key, now()), "secret": text, "closes": closes}, 201)
         response.headers["cache-control"] = "no-store"
         return response
 

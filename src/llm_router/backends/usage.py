@@ -17,6 +17,8 @@ from llm_router.errors import BadReply
 
 class _PromptDetails(msgspec.Struct):
     cached_tokens: TokenCount | None = 0
+    cache_write_tokens: TokenCount | None = 0  # OpenRouter's; and ours, of translated replies
+    cache_write_1h_tokens: TokenCount | None = 0  # only ours
 
 
 class _CompletionDetails(msgspec.Struct):
@@ -41,11 +43,17 @@ class ChatUsage(msgspec.Struct):
             self.completion_tokens or 0,
             0 if prompt is None else prompt.cached_tokens or 0,
             0 if completion is None else completion.reasoning_tokens or 0,
+            0 if prompt is None else prompt.cache_write_tokens or 0,
+            0 if prompt is None else prompt.cache_write_1h_tokens or 0,
         )
 
 
 class _OutputDetails(msgspec.Struct):
     thinking_tokens: TokenCount | None = 0
+
+
+class _CacheCreation(msgspec.Struct):
+    ephemeral_1h_input_tokens: TokenCount | None = 0
 
 
 class MessagesUsage(msgspec.Struct):
@@ -55,6 +63,7 @@ class MessagesUsage(msgspec.Struct):
     output_tokens: TokenCount | None = None
     cache_read_input_tokens: TokenCount | None = None
     cache_creation_input_tokens: TokenCount | None = None
+    cache_creation: _CacheCreation | None = None
     output_tokens_details: _OutputDetails | None = None
 
     def updated(self, newer: MessagesUsage) -> MessagesUsage:
@@ -65,21 +74,34 @@ class MessagesUsage(msgspec.Struct):
     def usage(self) -> Usage | None:
         """The same in our words; None if it says nothing. Zeros are a translation's way to say that: see `as_messages`."""
         read = self.cache_read_input_tokens or 0
-        input_tokens = (self.input_tokens or 0) + read + (self.cache_creation_input_tokens or 0)
+        written = self.cache_creation_input_tokens or 0
+        input_tokens = (self.input_tokens or 0) + read + written
         output_tokens = self.output_tokens or 0
         if not input_tokens and not output_tokens:
             return None
-        details = self.output_tokens_details
-        return Usage(input_tokens, output_tokens, read, 0 if details is None else details.thinking_tokens or 0)
+        details, creation = self.output_tokens_details, self.cache_creation
+        return Usage(
+            input_tokens,
+            output_tokens,
+            read,
+            0 if details is None else details.thinking_tokens or 0,
+            written,
+            0 if creation is None else creation.ephemeral_1h_input_tokens or 0,
+        )
 
 
 def as_chat(usage: Usage) -> dict[str, Any]:
-    """OpenAI's `usage` object."""
+    """OpenAI's `usage` object. What was written to the provider's cache has no word of OpenAI's; OpenRouter has one."""
+    prompt = {"cached_tokens": usage.cached_tokens}
+    if usage.cache_write_tokens:
+        prompt["cache_write_tokens"] = usage.cache_write_tokens
+    if usage.cache_write_1h_tokens:
+        prompt["cache_write_1h_tokens"] = usage.cache_write_1h_tokens
     return {
         "prompt_tokens": usage.input_tokens,
         "completion_tokens": usage.output_tokens,
         "total_tokens": usage.input_tokens + usage.output_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "prompt_tokens_details": prompt,
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
 
@@ -89,9 +111,10 @@ def as_messages(usage: Usage | None) -> dict[str, Any]:
     if usage is None:
         usage = Usage()
     cached = min(usage.cached_tokens, usage.input_tokens)
+    created = min(usage.cache_write_tokens, usage.input_tokens - cached)
     written: dict[str, Any] = {
-        "input_tokens": usage.input_tokens - cached,
-        "cache_creation_input_tokens": 0,
+        "input_tokens": usage.input_tokens - cached - created,
+        "cache_creation_input_tokens": created,
         "cache_read_input_tokens": cached,
         "output_tokens": usage.output_tokens,
     }

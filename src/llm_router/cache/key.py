@@ -191,7 +191,7 @@ def cache_key(request: InferenceRequest, fingerprint: bytes, owner: str = "", *,
         if len(body) > MOST_BYTES:
             return None
         # Most requests end here. Whoever escapes a letter of the field's name is not cached.
-        if request.endpoint is not Endpoint.EMBEDDING and not (_may_be_cold(body) and _is_cold(body)):
+        if request.endpoint is not Endpoint.EMBEDDING and not _is_cold(request):
             return None
     try:
         fields = _decode(body)
@@ -229,10 +229,14 @@ def _may_be_cold(body: bytes) -> bool:
     return False
 
 
-def _is_cold(body: bytes) -> bool:
+def _is_cold(request: InferenceRequest) -> bool:
     """Whether the temperature is 0. Not False, which equals 0 in Python."""
     try:
-        temperature = _decode_sampling(body).temperature
+        if request.fields is not None:
+            given = request.fields.get("temperature")
+            temperature = None if given is None else _decode(given)
+        else:
+            temperature = _decode_sampling(request.body).temperature if _may_be_cold(request.body) else None
     except NOT_JSON:
         return False
     return type(temperature) in (int, float) and temperature == 0

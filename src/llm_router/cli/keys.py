@@ -97,6 +97,11 @@ def create(
     key = answer["key"]
     print(answer["secret"], flush=True)
     print(f"key {_described(key)}. It is not shown again.", file=sys.stderr)
+    if answer.get("closes"):
+        print(
+            f"It is the first one for {' and '.join(answer['closes'])}: without a key that is closed now.",
+            file=sys.stderr,
+        )
 
 
 def show(

@@ -91,7 +91,8 @@ def check_terms(quality: float | None, price: Price | None, context_tokens: int,
     if context_tokens < 0:
         raise fail(f"{path}.context", "must be a number of tokens, or 0 if it is not known")
     if price is not None:
-        for key, dollars in (("input", price.input), ("output", price.output), ("cached_input", price.cached_input)):
+        for key in ("input", "output", "cached_input", "cache_write"):
+            dollars = getattr(price, key)
             if dollars is not None and dollars < 0:
                 raise fail(f"{path}.price.{key}", "must be 0 or more")
 

@@ -78,6 +78,7 @@ _PRICES: Final = {
     "input_cost_per_token": "input",
     "output_cost_per_token": "output",
     "cache_read_input_token_cost": "cached_input",
+    "cache_creation_input_token_cost": "cache_write",
 }
 _ABILITIES: Final = {
     "supports_function_calling": "tools",

@@ -202,8 +202,8 @@ SECTIONS: Final = (
     Section(AccessSettings, internal=frozenset({"bound_hosts"})),
     Section(Deployment, renamed={"upstream_model": "model", "context_tokens": "context"}),
     Section(ModelSettings, renamed={"context_tokens": "context"}),
-    # By the size of the input costs only what is in the price list.
-    Section(Price, internal=frozenset({"tiers"})),
+    # By the size of the input, and by how long it is cached, costs only what is in the price list.
+    Section(Price, internal=frozenset({"tiers", "cache_write_1h"})),
     Section(CacheSettings, renamed={"max_bytes": "max_size"}, secret=frozenset({"url"})),
     Section(AccountsSettings, secret=frozenset({"database", "redis"})),
     Section(RunnerSpec, internal=frozenset({"name", "path", "key"})),

@@ -31,6 +31,7 @@ from llm_router.errors import (
 )
 from llm_router.gateway.answers import Answers, Keeper
 from llm_router.gateway.auth import Doorman
+from llm_router.gateway.guess import output_tokens
 from llm_router.gateway.replies import CACHED, JSON, ReplyHeaders, error_type, passed, upstream_error_type
 from llm_router.gateway.seam import HeaderList, Request, Responder
 from llm_router.gateway.sse import Watch, watch_for
@@ -44,7 +45,6 @@ from llm_router.signals import Recorder, RequestRecord
 _GAPS_KEPT = 256
 _END_AFTER_DONE_S = 1.0
 _MICRO = 1_000_000
-_ANSWERED = ("success", "cancelled")
 
 
 class Answer(NamedTuple):
@@ -136,11 +136,11 @@ class Inference:
         if form.take_headers is not None:
             form.take_headers(request.headers, inference)
         record.is_inference = True
-        timeout_s = take_wishes(request.headers, inference, self._router.table.deadline_s)
-        record.strategy = self._router.strategy_of(inference.model, inference.strategy)
         if key is not None:
             record.key, record.key_id, inference.key = key.name, key.id, key.name
             Doorman.check_model(key, inference.model)
+        timeout_s = take_wishes(request.headers, inference, self._router.table.deadline_s)
+        record.strategy = self._router.strategy_of(inference.model, inference.strategy)
         if self._router.known(inference.model) is None:
             raise ModelNotFound(self._router.not_found(inference.model))
         plan = None if self._limiter is None else self._limiter.plan(record.key_id, inference.model)
@@ -173,20 +173,24 @@ class Inference:
             raise
 
     def _worst_price(self, model: str, tokens: int) -> int:
-        """Millionths of a dollar that an inference may cost at the dearest deployment; 0 if no price is known."""
+        """Millionths of a dollar that an inference may cost at the dearest deployment, fallbacks' included; 0 if no
+        price is known."""
         if self._priced is not self._router.table:
             self._priced = self._router.table
-            self._prices = {spec.name: _dearest(spec) for spec in self._priced.models}
+            own = {spec.name: _dearest(spec) for spec in self._priced.models}
+            self._prices = {
+                spec.name: max(own.get(name, 0.0) for name in (spec.name, *spec.fallbacks))
+                for spec in self._priced.models
+            }
         # Dollars per million tokens are millionths of a dollar per token.
         return round(self._prices.get(model, 0.0) * tokens)
 
     def _settle(self, reservation: Reservation, inference: InferenceRequest, record: RequestRecord) -> None:
-        """What was really used. Where nobody says, because the caller left or the backend tells no usage, it is what
-        was asked for."""
+        """What was really used. Whoever left before anybody knew is taken to have used what was asked for."""
         tokens = record.input_tokens + record.output_tokens
         micro_usd = round(record.cost_usd * _MICRO)
         attempts = record.attempts
-        if record.usage_source == "none" and attempts and attempts[-1].outcome in _ANSWERED:
+        if record.usage_source == "none" and attempts and attempts[-1].outcome == "cancelled":
             tokens = estimate_tokens(inference)
             micro_usd = self._worst_price(inference.model, tokens)
         reservation.settle(tokens, micro_usd)
@@ -239,7 +243,7 @@ class Inference:
                 if exchange.streaming:
                     await self._stream(form, exchange, inference, request, responder, record, allowed, keeper)
                 else:
-                    self._whole(form, exchange, request, responder, record, allowed, keeper)
+                    self._whole(form, exchange, inference, request, responder, record, allowed, keeper)
             finally:
                 exchange.finish(self._clock(), "cancelled")
         finally:
@@ -273,6 +277,7 @@ class Inference:
         self,
         form: Form,
         exchange: Exchange,
+        inference: InferenceRequest,
         request: Request,
         responder: Responder,
         record: RequestRecord,
@@ -292,6 +297,8 @@ class Inference:
             record.status, record.outcome = 200, "success"
             if exchange.usage is not None:
                 account(exchange.usage, exchange.price, record)
+            else:
+                guess(exchange, inference, record)
             if keeper is not None:
                 keeper.keep(exchange.header(b"content-type"), exchange.body, exchange.backend, record)
         headers = [*self._headers.inference(record, now, request), *allowed]
@@ -413,6 +420,13 @@ def account(usage: Usage, price: Price | None, record: RequestRecord, *, is_know
     if price is not None:
         record.cost_usd = price.cost_usd(usage)
         record.cost_status = "exact" if is_known else "estimated"
+
+
+def guess(exchange: Exchange, inference: InferenceRequest, record: RequestRecord) -> None:
+    """Write estimates into the record of a plain answer whose backend tells no usage."""
+    usage = Usage(estimate_input_tokens(inference), output_tokens(exchange.body))
+    account(usage, exchange.price, record, is_known=False)
+    record.usage_source = "estimated"
 
 
 def take_usage(

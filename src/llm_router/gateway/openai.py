@@ -123,7 +123,7 @@ def _read_compact(endpoint: Endpoint, body: bytes) -> InferenceRequest | None:
         name = model.decode()
     except UnicodeDecodeError:
         return None
-    return InferenceRequest(endpoint, name, body, (start, end), stream == b"true")
+    return InferenceRequest(endpoint, name, body, (start, end), stream == b"true", fields=fields)
 
 
 def _read_any(endpoint: Endpoint, body: bytes) -> InferenceRequest:

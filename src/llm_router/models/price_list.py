@@ -49,23 +49,28 @@ def find(model: str, provider: str = "", url: str = "", *, at: datetime | None =
 def _price(listed: ModelPrice) -> Price | None:
     """The list's price in our words; None for a model that is not paid by tokens of text (speech, images)."""
     given, taken, cached = listed.input_mtok, listed.output_mtok, listed.cache_read_mtok
+    written, written_1h = listed.cache_write_mtok, listed.cache_write_1h_mtok
     if given is None and taken is None:
         return None
     if listed.requests_kcount is not None:
         return None  # a fee per request besides: what its tokens cost is not what it costs
     starts = sorted(
-        {tier.start for value in (given, taken, cached) for tier in getattr(value, "tiers", ())},
+        {tier.start for value in (given, taken, cached, written, written_1h) for tier in getattr(value, "tiers", ())},
     )
     return Price(
         input=_at(given, 0) or 0.0,
         output=_at(taken, 0) or 0.0,
         cached_input=_at(cached, 0),
+        cache_write=_at(written, 0),
+        cache_write_1h=_at(written_1h, 0),
         tiers=tuple(
             Tier(
                 above_tokens=start,
                 input=_at(given, start) or 0.0,
                 output=_at(taken, start) or 0.0,
                 cached_input=_at(cached, start),
+                cache_write=_at(written, start),
+                cache_write_1h=_at(written_1h, start),
             )
             for start in starts
         ),

@@ -19,18 +19,24 @@ class Tier(msgspec.Struct, frozen=True, kw_only=True):
     input: float
     output: float
     cached_input: float | None = None
+    cache_write: float | None = None
+    cache_write_1h: float | None = None
 
 
 class Price(msgspec.Struct, frozen=True, kw_only=True):
     """US dollars per million tokens. `cached_input` is for input that the provider had cached; None: as `input`.
 
     Args:
+        cache_write: for input that the provider writes to its cache; None: as `input`.
+        cache_write_1h: for what it keeps there for an hour, from price lists, not configured; None: as `cache_write`.
         tiers: for long inputs, those for longer ones later; from price lists, not configured.
     """
 
     input: float
     output: float
     cached_input: float | None = None
+    cache_write: float | None = None
+    cache_write_1h: float | None = None
     tiers: tuple[Tier, ...] = ()
 
     def cost_usd(self, usage: Usage) -> float:
@@ -42,4 +48,10 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
         cached = rates.input if rates.cached_input is None else rates.cached_input
         cached_tokens = min(usage.cached_tokens, usage.input_tokens)
         fresh_tokens = usage.input_tokens - cached_tokens
-        return (fresh_tokens * rates.input + cached_tokens * cached + usage.output_tokens * rates.output) / _MILLION
+        micro_usd = fresh_tokens * rates.input + cached_tokens * cached + usage.output_tokens * rates.output
+        if usage.cache_write_tokens and rates.cache_write is not None:
+            written = min(usage.cache_write_tokens, fresh_tokens)
+            longer = min(usage.cache_write_1h_tokens, written)
+            rate_1h = rates.cache_write if rates.cache_write_1h is None else rates.cache_write_1h
+            micro_usd += (written - longer) * (rates.cache_write - rates.input) + longer * (rate_1h - rates.input)
+        return micro_usd / _MILLION

@@ -165,7 +165,9 @@ class Bookkeeping:
     async def _forget(self) -> None:
         while self._settings.usage_retention_s:
             with contextlib.suppress(StoreUnavailable):
-                before = self._wall() - self._settings.usage_retention_s
+                now = self._wall()
+                # What a start counts budgets and limits from is kept in any case.
+                before = min(now - self._settings.usage_retention_s, now - _DAY_S, _month_of(now))
                 await self._in_slow_thread(self._demand().prune, before)
             await asyncio.sleep(PRUNE_S)
 
@@ -393,7 +395,7 @@ class Bookkeeping:
     async def _count(self, store: Store) -> None:
         """Charge what the store knows to the accounts that are new: all of it or, with StoreUnavailable, nothing."""
         now = self._wall()
-        month = datetime.fromtimestamp(now, UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
+        month = _month_of(now)
         accounts = set(self._uncounted)
         charges: list[_Charge] = []
         for kinds, since, slot_s in (
@@ -436,6 +438,11 @@ class Bookkeeping:
             ]
             if left:
                 yield Reading(families.BUDGET_REMAINING, (key.name,), min(left) / MICRO)
+
+
+def _month_of(time: float) -> float:
+    """When the calendar month of a Unix second began, UTC."""
+    return datetime.fromtimestamp(time, UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
 
 
 def _units(kind: str, slot: UsageSlot) -> int:

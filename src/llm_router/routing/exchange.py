@@ -136,7 +136,9 @@ class Exchange:
             self._target.breaker.break_off(self._ticket, now)
 
     def measure(self, now: float, output_tokens: int) -> None:
-        """The whole reply had come at `now`: the deployment's speed takes it in."""
+        """The whole reply had come at `now`: the deployment's speed takes it in, where anything chooses by it."""
+        if not self._target.is_measured:
+            return
         started_at = self.attempt.started_at
         first_byte_s = self.first_byte_at - started_at if self.streaming else None
         self._target.measure(now, now - started_at, first_byte_s, output_tokens)

@@ -6,6 +6,7 @@ Not for: the usage that is billed (the backend says that), or checking bodies (g
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -28,11 +29,16 @@ _MOST_ANSWERS: Final = 128  # OpenAI's own bound of `n`
 _NOTHING: Final[frozenset[str]] = frozenset()
 _ABSENT: Final = msgspec.Raw(b"")
 _BRACKET: Final = 0x5B
+_COUNTED: Final = ("system", "tools", "functions", "response_format")
+_PROMPTS: Final = ("prompt", "input")
 _OFF: Final = (b"null", b"[]", b"false", b'"none"', b"{}")
 _MEDIA: Final = frozenset({"image_url", "image", "input_audio", "file", "document"})
 _IMAGES: Final = frozenset({"image_url", "image"})
 _DEEPEST: Final = 3
 """Messages, their parts, and the parts of tool results. No protocol nests deeper, and each level reads the text again."""
+
+
+_Fields = Mapping[str, msgspec.Raw]
 
 
 class Need(msgspec.Struct, frozen=True):
@@ -54,25 +60,6 @@ class Need(msgspec.Struct, frozen=True):
         return self.input_tokens + self.output_tokens
 
 
-class _Body(msgspec.Struct, gc=False):
-    """The fields of any of the endpoints that matter here, unread: what is wrong in them is for the backend to say."""
-
-    messages: msgspec.Raw = _ABSENT
-    system: msgspec.Raw = _ABSENT
-    prompt: msgspec.Raw = _ABSENT
-    input: msgspec.Raw = _ABSENT
-    tools: msgspec.Raw = _ABSENT
-    functions: msgspec.Raw = _ABSENT
-    response_format: msgspec.Raw = _ABSENT
-    output_config: msgspec.Raw = _ABSENT
-    reasoning_effort: msgspec.Raw = _ABSENT
-    reasoning: msgspec.Raw = _ABSENT
-    thinking: msgspec.Raw = _ABSENT
-    max_tokens: msgspec.Raw = _ABSENT
-    max_completion_tokens: msgspec.Raw = _ABSENT
-    n: msgspec.Raw = _ABSENT
-
-
 class _Holder(msgspec.Struct, gc=False):
     """A message, or a part of one that has parts itself (an Anthropic tool result)."""
 
@@ -80,7 +67,7 @@ class _Holder(msgspec.Struct, gc=False):
     content: msgspec.Raw = _ABSENT
 
 
-_decode_body = msgspec.json.Decoder(_Body).decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_holder = msgspec.json.Decoder(_Holder).decode
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
@@ -88,40 +75,40 @@ _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 def need_of(request: InferenceRequest) -> Need:
     """What the request needs. Never fails: a body that cannot be read needs its length."""
     try:
-        body = _decode_body(request.body)
+        fields = _fields(request)
     except NOT_JSON:
         return Need(_tokens(len(request.body)))
-    input_tokens, images = _input(body)
+    input_tokens, images = _input(fields)
     if request.endpoint is Endpoint.EMBEDDING:
         return Need(input_tokens, 0, frozenset({"embeddings"}))
     wanted = []
-    if _is_on(body.tools) or _is_on(body.functions):
+    if _is_on(fields.get("tools")) or _is_on(fields.get("functions")):
         wanted.append("tools")
     if images:
         wanted.append("vision")
-    if _wants_json(body.response_format) or _wants_json(body.output_config):
+    if _wants_json(fields.get("response_format")) or _wants_json(fields.get("output_config")):
         wanted.append("json")
-    if _is_on(body.reasoning_effort) or _is_on(body.reasoning) or _thinks(body.thinking):
+    if _is_on(fields.get("reasoning_effort")) or _is_on(fields.get("reasoning")) or _thinks(fields.get("thinking")):
         wanted.append("reasoning")
-    return Need(input_tokens, _output(body), frozenset(wanted) if wanted else _NOTHING)
+    return Need(input_tokens, _output(fields), frozenset(wanted) if wanted else _NOTHING)
 
 
 def estimate_tokens(request: InferenceRequest) -> int:
     """Input and output tokens that the request may come to: what a limit reserves before the usage is known."""
     try:
-        body = _decode_body(request.body)
+        fields = _fields(request)
     except NOT_JSON:
         return _tokens(len(request.body)) + TYPICAL_OUTPUT_TOKENS
-    input_tokens, _ = _input(body)
+    input_tokens, _ = _input(fields)
     if request.endpoint is Endpoint.EMBEDDING:
         return input_tokens
-    return input_tokens + (_output(body) or TYPICAL_OUTPUT_TOKENS)
+    return input_tokens + (_output(fields) or TYPICAL_OUTPUT_TOKENS)
 
 
 def estimate_input_tokens(request: InferenceRequest) -> int:
     """Its part of the above: the input of a request whose answer came without usage."""
     try:
-        return _input(_decode_body(request.body))[0]
+        return _input(_fields(request))[0]
     except NOT_JSON:
         return _tokens(len(request.body))
 
@@ -130,23 +117,29 @@ def _tokens(size_bytes: int) -> int:
     return -(-size_bytes // BYTES_PER_TOKEN)
 
 
-def _input(body: _Body) -> tuple[int, int]:
+def _fields(request: InferenceRequest) -> _Fields:
+    """The top-level fields of any of the endpoints, unread: what is wrong in them is for the backend to say."""
+    return _decode_fields(request.body) if request.fields is None else request.fields
+
+
+def _input(fields: _Fields) -> tuple[int, int]:
     """(estimated input tokens, images among them)."""
     size = tokens = images = 0
-    if body.messages is not _ABSENT:
-        text = bytes(body.messages)
+    messages = fields.get("messages")
+    if messages is not None:
+        text = bytes(messages)
         size = len(text)
         # Content that is plain text has no such key; in a text its quotes would be escaped.
         if b'"type"' in text and (b'"image' in text or b"base64" in text or b'"input_audio"' in text):
             media_bytes, media, images = _media(text)
             size -= media_bytes
             tokens = media * MEDIA_TOKENS
-    for field in (body.system, body.tools, body.functions, body.response_format):
-        if field is not _ABSENT:
-            size += len(memoryview(field))
-    for field in (body.prompt, body.input):
-        if field is not _ABSENT:
-            tokens += _plain(bytes(field))
+    for name in _COUNTED:
+        if name in fields:
+            size += len(memoryview(fields[name]))
+    for name in _PROMPTS:
+        if name in fields:
+            tokens += _plain(bytes(fields[name]))
     return tokens + _tokens(size), images
 
 
@@ -178,29 +171,29 @@ def _media(messages: bytes) -> tuple[int, int, int]:
     return size, media, images
 
 
-def _output(body: _Body) -> int:
-    most = _number(body.max_completion_tokens) or _number(body.max_tokens)
-    if most and body.n is not _ABSENT:
-        most *= min(_MOST_ANSWERS, max(1, _number(body.n)))
+def _output(fields: _Fields) -> int:
+    most = _number(fields.get("max_completion_tokens")) or _number(fields.get("max_tokens"))
+    if most and "n" in fields:
+        most *= min(_MOST_ANSWERS, max(1, _number(fields["n"])))
     return most
 
 
-def _number(value: msgspec.Raw) -> int:
+def _number(value: msgspec.Raw | None) -> int:
     """A whole number of JSON; 0 for anything else."""
-    if value is _ABSENT:
+    if value is None:
         return 0
     text = bytes(value)
     return min(_MOST_TOKENS, int(text)) if text.isdigit() and len(text) < 20 else 0
 
 
-def _is_on(value: msgspec.Raw) -> bool:
-    return value is not _ABSENT and bytes(value) not in _OFF
+def _is_on(value: msgspec.Raw | None) -> bool:
+    return value is not None and bytes(value) not in _OFF
 
 
-def _wants_json(value: msgspec.Raw) -> bool:
+def _wants_json(value: msgspec.Raw | None) -> bool:
     """OpenAI's `json_object` and `json_schema`, Anthropic's `json_schema`."""
-    return value is not _ABSENT and b'"json_' in bytes(value)
+    return value is not None and b'"json_' in bytes(value)
 
 
-def _thinks(value: msgspec.Raw) -> bool:
-    return _is_on(value) and b'"disabled"' not in bytes(value)
+def _thinks(value: msgspec.Raw | None) -> bool:
+    return value is not None and _is_on(value) and b'"disabled"' not in bytes(value)

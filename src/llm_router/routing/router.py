@@ -331,8 +331,11 @@ class Router:
                 model = self._models.get(name)
                 if model is None or not self._can_help(model, request, failure):
                     continue  # it left with a newer table, or has nothing to say: what we have is the better answer
+                now = self._clock()
                 record.fallback_reasons += ((record.model, retry_reason(failure)),)
-                exchange, failure = await self._try_model(model, wanted, request, record, self._clock())
+                if not record.slot_at:
+                    record.waits += ((record.model, now - record.queued_at),)
+                exchange, failure = await self._try_model(model, wanted, request, record, now)
                 if failure is None:
                     break
         if exchange is not None:
@@ -374,7 +377,13 @@ class Router:
                 return None, refusal
         exchange: Exchange | None = None
         try:
-            exchange, failure = await self._try_targets(model, policy, request, record)
+            candidates = self._candidates(model, request.endpoint)
+            if not candidates:
+                return None, self._nobody(model, request.endpoint)
+            target, record.reason = _choose(policy, model, candidates, request)
+            exchange, failure = await self._attempt(target, request, record)
+            if failure is not None:
+                exchange, failure = await self._try_again(exchange, failure, target, model, policy, request, record)
         finally:
             if exchange is not None and exchange.streaming:
                 exchange.hold(queue, record)
@@ -382,41 +391,38 @@ class Router:
                 queue.release(self._clock() - record.slot_at)
         return exchange, failure
 
-    async def _try_targets(
-        self, model: Model, policy: Policy, request: InferenceRequest, record: RequestRecord
+    async def _try_again(
+        self,
+        exchange: Exchange | None,
+        failure: RouterError,
+        target: Target,
+        model: Model,
+        policy: Policy,
+        request: InferenceRequest,
+        record: RequestRecord,
     ) -> tuple[Exchange | None, RouterError | None]:
-        """What `_try_model` returns, while its slot is held."""
-        endpoint = request.endpoint
-        candidates = self._candidates(model, endpoint)
-        if not candidates:
-            return None, self._nobody(model, endpoint)
+        """What `_try_model` returns after a first attempt that failed, while its slot is held."""
         tried: set[tuple[str, str]] = set()
         retry = 0
         while True:
-            choices = [target for target in candidates if target.key not in tried] if retry else candidates
-            if len(choices) == 1:
-                target, reason = choices[0], Reason.ONLY_DEPLOYMENT
-            else:
-                choices = choices or candidates
-                index, reason = policy.choose(model.name, choices, functools.partial(need_of, request))
-                target = choices[index]
-            if not retry:
-                record.reason = reason
-            exchange, failure = await self._attempt(target, request, record)
-            if failure is None:
-                return exchange, None
             retry += 1
             tried.add(target.key)
-            candidates = self._candidates(model, endpoint)
+            candidates = self._candidates(model, request.endpoint)
             has_other = any(other.key not in tried for other in candidates)
             if not candidates or not self._may_retry(failure, retry, has_other=has_other):
                 return exchange, failure
             if not has_other:
                 await asyncio.sleep(backoff_s(self._retry, retry, self._rng))
-                candidates = self._candidates(model, endpoint)
+                candidates = self._candidates(model, request.endpoint)
                 if not candidates:
                     return exchange, failure
             record.retry_reasons += ((model.name, retry_reason(failure)),)
+            choices = [other for other in candidates if other.key not in tried] or candidates
+            target, _ = _choose(policy, model, choices, request)
+            exchange, again = await self._attempt(target, request, record)
+            if again is None:
+                return exchange, None
+            failure = again
 
     def _candidates(self, model: Model, endpoint: Endpoint) -> Sequence[Target]:
         """The deployments that may be asked now, of the newest table: the connections of an older one are closed."""
@@ -615,6 +621,16 @@ class Router:
         else:
             hint = "no model is configured yet; see `llm-router models --help`"
         return f"model {shown!r} does not exist; {hint}"
+
+
+def _choose(
+    policy: Policy, model: Model, candidates: Sequence[Target], request: InferenceRequest
+) -> tuple[Target, Reason]:
+    """The target of the next attempt, and why."""
+    if len(candidates) == 1:
+        return candidates[0], Reason.ONLY_DEPLOYMENT
+    index, reason = policy.choose(model.name, candidates, functools.partial(need_of, request))
+    return candidates[index], reason
 
 
 def _same_server(old: BackendSpec, new: BackendSpec) -> bool:

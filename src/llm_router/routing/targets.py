@@ -25,12 +25,12 @@ class Target:
 
     __slots__ = (
         "_elsewhere",
-        "_is_measured",
         "backend",
         "breaker",
         "capabilities",
         "context_tokens",
         "deployment",
+        "is_measured",
         "name",
         "price",
         "quality",
@@ -56,7 +56,7 @@ class Target:
         self.price = deployment.price
         self.context_tokens = deployment.context_tokens
         self.capabilities = None if deployment.capabilities is None else frozenset(deployment.capabilities)
-        self._is_measured = speed is not None
+        self.is_measured = speed is not None
         self.speed = speed or Speed()
 
     def __repr__(self) -> str:
@@ -72,9 +72,8 @@ class Target:
         return self.backend.in_use + self._elsewhere.get(self.name, 0)
 
     def measure(self, now: float, total_s: float, first_byte_s: float | None, output_tokens: int) -> None:
-        """A reply came whole; see `Speed.observe`."""
-        if self._is_measured:
-            self.speed.observe(now, total_s, first_byte_s, output_tokens)
+        """A reply came whole; see `Speed.observe`. Only where `is_measured`."""
+        self.speed.observe(now, total_s, first_byte_s, output_tokens)
 
 
 class Model:

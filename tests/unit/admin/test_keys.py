@@ -103,6 +103,7 @@ def test_a_key_is_shown_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
             answer = await site.ask("POST", body={"name": "app"})
             assert (answer.status, answer.headers["cache-control"]) == (201, "no-store")
             secret = answer.json()["secret"]
+            assert answer.json()["closes"] == ["inference"]
             made = answer.json()["key"]
             (held,) = site.book.held.values()
             assert held.digest == digest_of(secret)
@@ -127,6 +128,8 @@ def test_a_key_is_shown_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
                 assert held.digest.hex() not in shown
             assert f"key 'app' ({held.id}) was created by the command line: inference" in caplog.text
             assert f"key 'other' ({held.id}) was revoked by the command line" in caplog.text
+            # That it was revoked does not open what it closed.
+            assert (await site.ask("POST", body={"name": "second"})).json()["closes"] == []
 
     with caplog.at_level(logging.INFO):
         run(scenario())

@@ -278,7 +278,7 @@ def test_usage_in_our_callers_words() -> None:
         "prompt_tokens": 10,
         "completion_tokens": 7,
         "total_tokens": 17,
-        "prompt_tokens_details": {"cached_tokens": 3},
+        "prompt_tokens_details": {"cached_tokens": 3, "cache_write_tokens": 2, "cache_write_1h_tokens": 1},
         "completion_tokens_details": {"reasoning_tokens": 4},
     }
     assert whole["created"] == 1234

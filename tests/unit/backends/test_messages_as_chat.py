@@ -301,6 +301,18 @@ def test_usage() -> None:
     }
 
 
+def test_usage_of_a_server_that_tells_what_it_wrote_to_its_cache() -> None:
+    """As OpenRouter does."""
+    details = {"cached_tokens": 3, "cache_write_tokens": 5}
+    usage = {"prompt_tokens": 10, "completion_tokens": 7, "prompt_tokens_details": details}
+    assert whole(chats.completion(usage=usage))["usage"] == {
+        "input_tokens": 2,
+        "cache_creation_input_tokens": 5,
+        "cache_read_input_tokens": 3,
+        "output_tokens": 7,
+    }
+
+
 CALLS = st.lists(
     st.builds(
         chats.call,

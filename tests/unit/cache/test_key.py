@@ -313,7 +313,14 @@ def test_what_the_request_says_matters() -> None:
         "strategy": "quality-first",
         "headers": ((b"anthropic-beta", b"x"),),
     }
-    irrelevant = {"body", "model_span", "asks_usage", "priority", "key"}  # the body's fields are looked at above
+    irrelevant = {
+        "body",
+        "fields",
+        "model_span",
+        "asks_usage",
+        "priority",
+        "key",
+    }  # the body's fields are looked at above
     assert others.keys() | irrelevant == set(InferenceRequest.__struct_fields__)
     keys = {key(BODY, **{name: value}) for name, value in others.items()} | {key(BODY)}
     assert len(keys) == len(others) + 1
@@ -450,3 +457,14 @@ def test_an_unknown_wish_is_refused(value: bytes) -> None:
     with pytest.raises(InvalidRequest, match="x-llm-router-cache is on, off or refresh, not ") as caught:
         cache_wish({b"x-llm-router-cache": value})
     assert caught.value.param == "x-llm-router-cache"
+
+
+@pytest.mark.parametrize("temperature", (0, 0.0, -0.0, 1, 0.7, None, False, "0", 1e-9))
+def test_the_temperature_that_was_read_already_says_the_same(temperature: Any) -> None:
+    """A request that comes with its fields has the key that its bytes have."""
+    body = compact({**BODY, "temperature": temperature})
+    read = openai.read_request(Endpoint.CHAT, body)
+    assert read.fields is not None
+    bare = msgspec.structs.replace(read, fields=None)
+    assert cache_key(read, b"f") == cache_key(bare, b"f")
+    assert (cache_key(read, b"f") is not None) == (type(temperature) in (int, float) and temperature == 0)

@@ -64,7 +64,7 @@ def keys(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_new_key_stands_alone_on_stdout(control: ScriptedBackend, tmp_path: Path) -> None:
     """So that it can go into a file; what people want to read goes to stderr, without it."""
-    control.script(json_reply({"key": OTHER, "secret": SECRET}, 201))
+    control.script(json_reply({"key": OTHER, "secret": SECRET, "closes": ["metrics:read", "admin"]}, 201))
     result = keys(
         tmp_path, "create", "--name", "n", "--scope", "admin", "--scope", "metrics:read", "--model", "small",
         "--expires", "2027-01-31", "--limit", "requests_per_minute=60", "--limit", "usd_per_month=12.5",
@@ -73,6 +73,7 @@ def test_a_new_key_stands_alone_on_stdout(control: ScriptedBackend, tmp_path: Pa
     assert result.stderr == (
         "key a [bold]name[/bold] (key-aaaaaaaaaaaaaaaa): metrics:read admin, models small org/large, "
         "requests_per_minute=60, usd_per_month=12.5, warn_ratio=0.8, until 2027-01-31 08:00Z. It is not shown again.\n"
+        "It is the first one for metrics:read and admin: without a key that is closed now.\n"
     )
     request = control.requests[0]
     assert (request.method, request.target) == ("POST", "/admin/keys")

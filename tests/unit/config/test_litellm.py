@@ -117,14 +117,15 @@ def test_what_an_entry_says_of_its_model_is_taken(tmp_path: Path) -> None:
         "model_list:\n"
         + entry("model: x, api_key: k, input_cost_per_token: 2.5e-06, output_cost_per_token: 1e-5")
         + "    model_info: {id: one, mode: chat, supports_vision: false, supports_function_calling: true,"
-        " max_input_tokens: 128000, cache_read_input_token_cost: 0.00000125}\n"
+        " max_input_tokens: 128000, cache_read_input_token_cost: 0.00000125,"
+        " cache_creation_input_token_cost: 0.000003}\n"
         + entry("model: e, api_key: k")
         + "    model_info: {mode: embedding}\n"
         + entry("model: y, api_key: k")
         + "    model_info: {supports_vision: true}\n"
     )
     chat, embedding, plain = read(tmp_path, text).models[0].deployments
-    assert chat.price == Price(input=2.5, output=10.0, cached_input=1.25)
+    assert chat.price == Price(input=2.5, output=10.0, cached_input=1.25, cache_write=3.0)
     assert (chat.context_tokens, chat.capabilities) == (128_000, ("tools", "json", "reasoning", "embeddings"))
     assert embedding.capabilities == ("embeddings",)
     assert (plain.capabilities, plain.price, plain.context_tokens) == (None, None, 0)

@@ -127,7 +127,7 @@ def test_a_stream_of_anthropics_passes_byte_for_byte(cuts: list[int], newline: s
     data = anthropic.stream(MESSAGE, newline=newline)
     watch = watch_for(Endpoint.MESSAGES, hide_usage=hide_usage)
     assert through(watch, data, cuts) == data
-    assert watch.usage == Usage(10, 7, 3, 4)
+    assert watch.usage == Usage(10, 7, 3, 4, 2, 1)
     assert watch.events == data.count(b"event: content_block_delta")
     assert (watch.done, watch.failed) == (True, False)
 
@@ -137,7 +137,7 @@ def test_of_a_stream_of_anthropics_that_is_cut_the_output_is_what_came() -> None
     data = anthropic.stream(MESSAGE, piece=1)
     watch = MessagesWatch()
     watch.feed(data[: data.index(b"event: message_delta")])
-    assert watch.usage == Usage(10, watch.events, 3)
+    assert watch.usage == Usage(10, watch.events, 3, 0, 2, 1)
     assert watch.events > 20
     assert not watch.done
 

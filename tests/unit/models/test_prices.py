@@ -49,6 +49,19 @@ def test_cached_input_has_its_own_price_if_there_is_one() -> None:
     )
 
 
+def test_input_that_is_written_to_a_cache_has_its_own_price_if_there_is_one() -> None:
+    """It is part of the input too; what is kept for an hour may cost more than what is kept for minutes."""
+    usage = Usage(1_000_000, 0, cached_tokens=400_000, cache_write_tokens=200_000)
+    price = Price(input=2.0, output=10.0, cached_input=0.5, cache_write=2.5)
+    assert price.cost_usd(usage) == pytest.approx(0.2 + 0.5 + 0.8)
+    assert Price(input=2.0, output=10.0, cached_input=0.5).cost_usd(usage) == pytest.approx(1.4)
+    longer = Usage(1_000_000, 0, cache_write_tokens=200_000, cache_write_1h_tokens=50_000)
+    assert price.cost_usd(longer) == pytest.approx(0.5 + 1.6)
+    listed = Price(input=2.0, output=10.0, cache_write=2.5, cache_write_1h=4.0)
+    assert listed.cost_usd(longer) == pytest.approx(0.15 * 2.5 + 0.05 * 4.0 + 1.6)
+    assert listed.cost_usd(Usage(10, 0, 6, cache_write_tokens=99, cache_write_1h_tokens=99)) == pytest.approx(28e-6)
+
+
 def test_a_long_input_costs_by_its_tier_as_a_whole() -> None:
     """The output and what is cached too; the bound itself belongs to the tier below."""
     price = Price(
@@ -73,20 +86,31 @@ def test_a_price_survives_the_way_to_a_worker() -> None:
 
 
 @settings(max_examples=examples(200))
-@given(st.sampled_from(LISTED), tokens, tokens, st.floats(0, 1))
-def test_costs_are_those_of_the_list(listed: tuple[str, str], given: int, taken: int, cached: float) -> None:
-    """By its own arithmetic, tiers and cached input included."""
+@given(st.sampled_from(LISTED), tokens, tokens, st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_costs_are_those_of_the_list(
+    listed: tuple[str, str], given: int, taken: int, cached: float, written: float, hour: float
+) -> None:
+    """By its own arithmetic, tiers and what is read from and written to the provider's cache included."""
     provider, model = listed
     price = find(model, provider, at=AT)
     assert price is not None
     cached_tokens = int(given * cached) if price.cached_input is not None else 0
+    written_tokens = int((given - cached_tokens) * written) if price.cache_write is not None else 0
+    hour_tokens = int(written_tokens * hour) if price.cache_write_1h is not None else 0
     theirs = genai_prices.calc_price(
-        genai_prices.Usage(input_tokens=given, output_tokens=taken, cache_read_tokens=cached_tokens),
+        genai_prices.Usage(
+            input_tokens=given,
+            output_tokens=taken,
+            cache_read_tokens=cached_tokens,
+            cache_write_tokens=written_tokens,
+            **({"cache_write_1h_tokens": hour_tokens} if hour_tokens else {}),
+        ),
         model,
         provider_id=provider,
         genai_request_timestamp=AT,
     )
-    assert price.cost_usd(Usage(given, taken, cached_tokens)) == pytest.approx(float(theirs.total_price), abs=1e-12)
+    usage = Usage(given, taken, cached_tokens, 0, written_tokens, hour_tokens)
+    assert price.cost_usd(usage) == pytest.approx(float(theirs.total_price), abs=1e-12)
 
 
 @pytest.mark.parametrize(

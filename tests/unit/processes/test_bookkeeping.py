@@ -71,7 +71,7 @@ class World:
         self.store.add_key(StoredKey(id="k1", name="k", digest=digest_of("x"), limits=self.limits, created_time=NOW))
 
     @contextlib.asynccontextmanager
-    async def opened(self, workers: int = 1) -> AsyncIterator[Bookkeeping]:
+    async def opened(self, workers: int = 1, retention_s: float = 400 * DAY_S) -> AsyncIterator[Bookkeeping]:
         """As control does it: limits are followed whenever something changed."""
         tasks = set[asyncio.Task[None]]()
 
@@ -79,7 +79,7 @@ class World:
             tasks.add(asyncio.get_running_loop().create_task(work))
 
         books = Bookkeeping(
-            AccountsSettings(database=self.url),
+            AccountsSettings(database=self.url, usage_retention_s=retention_s),
             limits=lambda: {Subject("key", "k1"): self.limits} if books.is_ready else {},
             name="router",
             workers=workers,
@@ -181,5 +181,23 @@ def test_two_workers_get_no_more_than_one(tmp_path: Path) -> None:
             held = Ask("key", "k1", "requests_per_minute", held=15, epoch="of the control before")
             books.lend(cast("WorkerLine", other), LeaseAsk((held,)))
             assert await first == 5
+
+    run(scenario())
+
+
+def test_usage_that_budgets_and_limits_are_counted_from_is_not_forgotten(tmp_path: Path) -> None:
+    """However short usage is to be kept: the next start would lend out again what was spent this month, or this day."""
+    world = World(tmp_path, usd_per_month=1.0)
+    first_of_month = NOW - 20.5 * DAY_S
+    rows = [row(1, first_of_month), row(2, NOW - 5 * DAY_S), row(3, NOW - 22 * DAY_S)]
+    world.store.add_usage(rows)
+
+    async def scenario() -> None:
+        async with world.opened(retention_s=DAY_S) as books:
+            await until(lambda: len(world.store.stored_usage([row.id for row in rows])) == 2)
+            assert await world.lent(books, "usd_per_month", 1_000_000) == 980_000
+        world.store = Store.open(world.url)
+        async with world.opened(retention_s=DAY_S) as books:
+            assert await world.lent(books, "usd_per_month", 1_000_000) == 980_000
 
     run(scenario())

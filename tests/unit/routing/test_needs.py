@@ -6,11 +6,13 @@ import base64
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_router.chat import Endpoint, InferenceRequest
+from llm_router.gateway.openai import read_request
 from llm_router.routing.needs import (
     MEDIA_TOKENS,
     TYPICAL_OUTPUT_TOKENS,
@@ -211,3 +213,27 @@ def test_any_object_needs_something(fields: dict[str, Any], endpoint: Endpoint) 
     need = need_of(asked)
     assert estimate_tokens(asked) >= need.input_tokens >= 0
     assert need.capabilities <= set(CAPABILITIES)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    (
+        {"messages": [{"role": "user", "content": "a b c"}]},
+        {
+            "messages": [{"role": "user", "content": "x" * 500}],
+            "max_tokens": 70,
+            "n": 2,
+            "tools": [{"type": "function"}],
+        },
+        {"messages": [], "max_completion_tokens": 5, "response_format": {"type": "json_object"}},
+    ),
+)
+def test_what_was_read_already_is_not_read_again(fields: dict[str, Any]) -> None:
+    """A request that comes with its fields needs what its bytes say."""
+    body = msgspec.json.encode({"model": "m", **fields})
+    read = read_request(Endpoint.CHAT, body)
+    bare = InferenceRequest(Endpoint.CHAT, "m", body, read.model_span)
+    assert read.fields is not None
+    assert need_of(read) == need_of(bare)
+    assert estimate_tokens(read) == estimate_tokens(bare)
+    assert estimate_input_tokens(read) == estimate_input_tokens(bare)

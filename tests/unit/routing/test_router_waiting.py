@@ -210,6 +210,7 @@ def test_a_fallback_is_asked_before_anybody_is_turned_away(how: str) -> None:
             assert (record.model, record.status) == ("other", 200)
             assert record.fallback_reasons == (("m", f"queue-{how}"),)
             assert record.slot_at == record.queued_at == clock()
+            assert record.waits == (("m", ONE.wait_s if how == "timeout" else 0.0),)
             gate.open()
             await held
 
