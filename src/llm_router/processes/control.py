@@ -86,6 +86,7 @@ class Control:
         self._publish_due = False
         self._snapshot = Snapshot(version=0)
         self._prices: PriceFinder = no_prices
+        self._has_asked_prices = False
         self._table = RoutingTable()
         own, *others = spec.segments
         self._measurements = Measurements(
@@ -150,7 +151,6 @@ class Control:
         )
         self._measurements.collections.start()
         always = [self._keep(work) for work in (self._tick(), self._watch.run(), self._books.run())]
-        self._spawn(self._read_price_list())
         self._local.configure(self._settings.models, is_first_start=self._is_first_start)
         self._server = self._make_server()
         await self._server.start()
@@ -262,7 +262,7 @@ class Control:
         self._change()
 
     async def _read_price_list(self) -> None:
-        """Loading it takes a quarter of a second: workers serve meanwhile, without prices of what has none configured."""
+        """Loading it takes a quarter of a second, so it waits until the router serves, and until a price is wanted."""
         from llm_router.models import price_list
 
         await asyncio.to_thread(price_list.find, "", "", "")
@@ -329,6 +329,9 @@ class Control:
             prices=self._prices,
             workers=self._plan.workers,
         )
+        if self._is_initialized and not self._has_asked_prices and _lacks_a_price(self._table):
+            self._has_asked_prices = True
+            self._spawn(self._read_price_list())
         self._watch.follow(self._table.backends)
         self._health.forget()
         settings = self._settings
@@ -511,6 +514,10 @@ class Control:
         """The supervisor is gone: stop listening at once and leave."""
         self._server.close_listeners()
         self._stopping.set()
+
+
+def _lacks_a_price(table: RoutingTable) -> bool:
+    return any(deployment.price is None for model in table.models for deployment in model.deployments)
 
 
 async def _run(child: Child, settings: Settings, reload: Callable[[], Settings]) -> None:
