@@ -57,8 +57,8 @@ MORE_DESCRIPTORS = {"supervisor": 0, "worker": 2 * CLIENTS, "control": 2 * 16 + 
 """Open descriptors beyond those of the idle program. A worker keeps connections to backends, as many as it had requests
 at one time; control those of the workers' forwarders, 16 each, and four to its store, with three files each."""
 
-SILENCE_S = 5.0
-"""How long monitoring may be away: 3 s are promised; a second kill may come while it starts."""
+SILENCE_S = 10.0
+"""How long monitoring may be away: killed again and again, control is started after 5 s at the most, and starts within 3."""
 
 REVOKED_WITHIN_S = 1.0
 
