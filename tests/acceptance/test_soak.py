@@ -43,7 +43,7 @@ from support.soaking import (
 )
 from support.wait import until
 
-SHORT_S = 60.0
+SHORT_S = 30.0
 CLIENTS = 12
 
 MOST_RESIDENT_BYTES = {"supervisor": 20e6, "worker": 60e6, "control": 120e6}

@@ -566,13 +566,16 @@ class Churner:
             return  # control is away, or its store is; the next turn tries again
         done_at = time.monotonic()
         self._keys.passing.remove(key)
+        asked_at = taken_at = done_at
         while not set(self._asked(key)) <= _REFUSED:
+            taken_at, asked_at = asked_at, time.monotonic()
             if time.monotonic() - done_at > REQUEST_TIMEOUT_S:
                 self._seen.wrong.append(f"{key.name!r} is taken {REQUEST_TIMEOUT_S:g} s after it was revoked")
                 return
         key.refused_at = time.monotonic()
         was_killed = self._killer.was_killed("control", key.revoking_at - 1.0, key.refused_at)
-        self._seen.revoked_s.append((key.refused_at - done_at, was_killed))
+        # A worker that is being started again keeps who asks it waiting: what counts is when a request began that got in.
+        self._seen.revoked_s.append((taken_at - done_at, was_killed))
         self._keys.revoked.append(key)
 
     def _asked(self, key: Key) -> list[int]:
