@@ -72,6 +72,17 @@ class Form(NamedTuple):
     take_headers: Callable[[Mapping[bytes, bytes], InferenceRequest], None] | None = None
 
 
+class _Turn(NamedTuple):
+    """One request on its way. `allowed` are the headers that tell what limits are left."""
+
+    form: Form
+    inference: InferenceRequest
+    request: Request
+    responder: Responder
+    record: RequestRecord
+    allowed: Sequence[tuple[bytes, bytes]]
+
+
 class Inference:
     """Serves inferences. What it is made of may be exchanged between requests.
 
@@ -145,15 +156,16 @@ class Inference:
             raise ModelNotFound(self._router.not_found(inference.model))
         plan = None if self._limiter is None else self._limiter.plan(record.key_id, inference.model)
         if plan is None and not timeout_s:
-            await self._answer(form, inference, request, responder, record, ())
+            await self._answer(_Turn(form, inference, request, responder, record, ()))
             return
         reservation = None if plan is None else await self._reserve(plan, inference, record)
         try:
             allowed = () if reservation is None else reservation.headers()
+            turn = _Turn(form, inference, request, responder, record, allowed)
             if timeout_s:
-                await self._answer_within(timeout_s, form, inference, request, responder, record, allowed)
+                await self._answer_within(timeout_s, turn)
             else:
-                await self._answer(form, inference, request, responder, record, allowed)
+                await self._answer(turn)
         finally:
             if reservation is not None:
                 self._settle(reservation, inference, record)
@@ -197,69 +209,46 @@ class Inference:
 
     # -- the answer --------------------------------------------------------------------------------------
 
-    async def _answer_within(
-        self,
-        timeout_s: float,
-        form: Form,
-        inference: InferenceRequest,
-        request: Request,
-        responder: Responder,
-        record: RequestRecord,
-        allowed: Sequence[tuple[bytes, bytes]],
-    ) -> None:
+    async def _answer_within(self, timeout_s: float, turn: _Turn) -> None:
         """As `_answer`, but for so long at most. Raises: DeadlineExceeded, if nothing was sent yet."""
         try:
             async with asyncio.timeout(timeout_s):
-                await self._answer(form, inference, request, responder, record, allowed)
+                await self._answer(turn)
         except TimeoutError:
+            responder, record = turn.responder, turn.record
             error = DeadlineExceeded(f"the request took longer than the {timeout_s:g} s that it may take in all")
             if not responder.started:
                 raise error from None
             if not record.finished:
                 record.outcome, record.error_type = "error", error_type(error)
                 self._recorder.finish(record, self._clock())
-                responder.end(form.error_event(error, record.request_id))
+                responder.end(turn.form.error_event(error, record.request_id))
 
-    async def _answer(
-        self,
-        form: Form,
-        inference: InferenceRequest,
-        request: Request,
-        responder: Responder,
-        record: RequestRecord,
-        allowed: Sequence[tuple[bytes, bytes]],
-    ) -> None:
-        """From the cache, or from a backend. `allowed` are the headers that tell what limits are left."""
+    async def _answer(self, turn: _Turn) -> None:
+        """From the cache, or from a backend."""
+        inference, record = turn.inference, turn.record
         keeper: Keeper | None = None
         if self.answers is not None:
-            found = await self.answers.find(inference, request.headers, record)
+            found = await self.answers.find(inference, turn.request.headers, record)
             if isinstance(found, Cached):
-                self._replay(form, found, inference, request, responder, record, allowed)
+                self._replay(turn, found)
                 return
             keeper = found
         try:
             exchange = await self._router.send(inference, record)
             try:
                 if exchange.streaming:
-                    await self._stream(form, exchange, inference, request, responder, record, allowed, keeper)
+                    await self._stream(turn, exchange, keeper)
                 else:
-                    self._whole(form, exchange, inference, request, responder, record, allowed, keeper)
+                    self._whole(turn, exchange, keeper)
             finally:
                 exchange.finish(self._clock(), "cancelled")
         finally:
             if keeper is not None:
                 keeper.close()
 
-    def _replay(
-        self,
-        form: Form,
-        found: Cached,
-        inference: InferenceRequest,
-        request: Request,
-        responder: Responder,
-        record: RequestRecord,
-        allowed: Sequence[tuple[bytes, bytes]],
-    ) -> None:
+    def _replay(self, turn: _Turn, found: Cached) -> None:
+        form, inference, request, responder, record, allowed = turn
         record.model = inference.model
         record.status, record.outcome, record.cached = 200, "success", True
         now = self._clock()
@@ -273,18 +262,9 @@ class Inference:
         responder.start(200, headers)
         responder.end(body)
 
-    def _whole(
-        self,
-        form: Form,
-        exchange: Exchange,
-        inference: InferenceRequest,
-        request: Request,
-        responder: Responder,
-        record: RequestRecord,
-        allowed: Sequence[tuple[bytes, bytes]],
-        keeper: Keeper | None,
-    ) -> None:
+    def _whole(self, turn: _Turn, exchange: Exchange, keeper: Keeper | None) -> None:
         """A plain reply, or the backend's own error, as it came, or in the envelope of the form."""
+        form, inference, request, responder, record, allowed = turn
         status, body = exchange.status, exchange.body
         now = self._clock()
         if status != 200:
@@ -317,18 +297,9 @@ class Inference:
         record.status = exchange.status
         record.error_type = upstream_error_type(exchange.status)
 
-    async def _stream(
-        self,
-        form: Form,
-        exchange: Exchange,
-        inference: InferenceRequest,
-        request: Request,
-        responder: Responder,
-        record: RequestRecord,
-        allowed: Sequence[tuple[bytes, bytes]],
-        keeper: Keeper | None,
-    ) -> None:
+    async def _stream(self, turn: _Turn, exchange: Exchange, keeper: Keeper | None) -> None:
         """Pass the events on as they come. What goes wrong after the head becomes an error event."""
+        form, inference, request, responder, record, allowed = turn
         clock = self._clock
         watch = watch_for(inference.endpoint, hide_usage=not inference.wants_usage)
         record.status = 200
@@ -362,15 +333,14 @@ class Inference:
             else:
                 out = watch.rest()
         except BackendError as error:
-            event = form.error_event(error, record.request_id)
-            self._cut(error, exchange, inference, watch, responder, record, event)
+            self._cut(turn, error, exchange, watch, form.error_event(error, record.request_id))
             return
         except BaseException:
             take_usage(watch, inference, exchange.price, record, whole=False)
             raise
         if watch.failed:  # the backend said so itself, in an event that passed as it came
             broken = BackendError(exchange.backend, "failed in the middle of a stream")
-            self._cut(broken, exchange, inference, watch, responder, record, out)
+            self._cut(turn, broken, exchange, watch, out)
             return
         record.outcome = "success"
         take_usage(watch, inference, exchange.price, record, whole=True)
@@ -384,29 +354,21 @@ class Inference:
         if not exchange.reply.complete:
             await _drain(exchange)
 
-    def _cut(
-        self,
-        error: BackendError,
-        exchange: Exchange,
-        inference: InferenceRequest,
-        watch: Watch,
-        responder: Responder,
-        record: RequestRecord,
-        last: bytes,
-    ) -> None:
+    def _cut(self, turn: _Turn, error: BackendError, exchange: Exchange, watch: Watch, last: bytes) -> None:
         """The backend failed after the head was sent: the client learns it by the event `last`, and no end mark."""
-        now = self._clock()
+        now, record = self._clock(), turn.record
         exchange.finish(now, error.domain)
         record.outcome, record.error_type = "error", error_type(error)
-        take_usage(watch, inference, exchange.price, record, whole=False)
+        take_usage(watch, turn.inference, exchange.price, record, whole=False)
         self._recorder.finish(record, now)
-        responder.end(last)
+        turn.responder.end(last)
 
 
 def _dearest(spec: ModelSpec) -> float:
-    """US dollars per million tokens, of input or output, at the dearest deployment; 0 if no price is known."""
-    prices = [deployment.price for deployment in spec.deployments if deployment.price is not None]
-    return max((max(price.input, price.output) for price in prices), default=0.0)
+    """US dollars per million tokens at the dearest deployment; 0 if no price is known."""
+    return max(
+        (deployment.price.dearest() for deployment in spec.deployments if deployment.price is not None), default=0.0
+    )
 
 
 def account(usage: Usage, price: Price | None, record: RequestRecord, *, is_known: bool = True) -> None:

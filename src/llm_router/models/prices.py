@@ -39,6 +39,16 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
     cache_write_1h: float | None = None
     tiers: tuple[Tier, ...] = ()
 
+    def dearest(self) -> float:
+        """What a token may cost at the most, whatever becomes of it and however long the input is."""
+        every: tuple[Price | Tier, ...] = (self, *self.tiers)
+        return max(
+            rate
+            for rates in every
+            for rate in (rates.input, rates.output, rates.cache_write, rates.cache_write_1h)
+            if rate is not None
+        )
+
     def cost_usd(self, usage: Usage) -> float:
         """What these tokens cost in US dollars."""
         rates: Price | Tier = self

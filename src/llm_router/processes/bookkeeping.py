@@ -1,8 +1,8 @@
-"""Keys, limits and usage in control: what workers are told of them, and what they report.
+"""Keys and usage in control: the store, what workers are told of keys, and the rows that they report.
 
-Opens the store, and goes on trying while it is away; until it was read once nobody is told which keys there are. Lends
-out limits, takes in usage rows and acknowledges what is stored. Not for: SQL (accounts/store.py), counting
-(accounts/ledger.py) or HTTP (admin/keys.py, admin/usage.py).
+Opens the store, and goes on trying while it is away; until it was read once nobody is told which keys there are. Takes
+in usage rows and acknowledges what is stored. Not for: SQL (accounts/store.py), limits (lending.py) or HTTP
+(admin/keys.py, admin/usage.py).
 """
 
 from __future__ import annotations
@@ -13,25 +13,24 @@ import itertools
 import logging
 import threading
 import time
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
 from llm_router import families
 from llm_router.accounts.journal import UsageJournal
 from llm_router.accounts.keys import KeyRing, KeySpec, digest_of, new_id, new_key
-from llm_router.accounts.ledger import BUDGETS, MICRO, WINDOWS, Account, Ledger, MemoryLedger
+from llm_router.accounts.ledger import MICRO, Ledger, MemoryLedger
 from llm_router.accounts.limits import Limits, Subject
 from llm_router.accounts.stored import StoredKey
 from llm_router.accounts.usage import UsageGroup, UsageRow, UsageSlot, UsageTotal
 from llm_router.config.settings import AccountsSettings
 from llm_router.errors import StoreUnavailable, Unavailable
+from llm_router.processes.lending import DAY_S, Lending, month_of
 from llm_router.processes.news import WorkerLine
-from llm_router.processes.snapshot import LeaseAsk, LeaseGrants, UsageBatch, UsageTaken
+from llm_router.processes.snapshot import UsageBatch, UsageTaken
 from llm_router.signals import Reading
 
 if TYPE_CHECKING:
@@ -52,19 +51,6 @@ SLOW_THREADS: Final = 2
 """For reports and for forgetting, which may take a minute; keys have a thread of their own and wait for none of them."""
 
 _OPEN_WAIT_S: Final = 2.0  # how long the journal's thread waits for the store at a start before it says that it is away
-_MINUTE_S: Final = 60.0
-_DAY_S: Final = 86_400.0
-_MINUTE_SLOT_S: Final = 5  # how finely what was used before a start is known
-_DAY_SLOT_S: Final = 600
-_MONEY_SLOT_S: Final = 3600
-
-
-class _Charge(NamedTuple):
-    """Units that were used and that the ledger does not know of, and the Unix second to count them at."""
-
-    account: Account
-    units: int
-    at: float
 
 
 class Bookkeeping:
@@ -98,7 +84,6 @@ class Bookkeeping:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
-        self._limits = limits
         self._name = name
         self._workers = workers
         self._on_change = on_change
@@ -113,13 +98,9 @@ class Bookkeeping:
         self._ring: KeyRing | None = None
         self._last_used: dict[str, float] = {}
         self._changing = asyncio.Lock()
-        self._ledger = self._open_ledger()
-        self._uncounted: set[Account] = set()
-        self._counting = asyncio.Lock()
-        self._counts_due = 0  # that wait for the lock, or have it
-        self._is_counted = asyncio.Event()
-        self._opened = asyncio.Event()  # the store is open, and what was used before is counted
-        self._may_write = threading.Event()  # the same, for the journal's thread
+        self._known: list[StoredKey] = []  # `_stored` without what workers and rights do not depend on
+        self.lending = Lending(self._open_ledger(), limits, self, spawn=spawn, wall=wall)
+        self._may_write = threading.Event()  # the store is open, and what was used before is counted
         self._journal = UsageJournal(self._add_usage, on_dropped=on_dropped, on_trouble=self._trouble)
         self._started_time = wall()
         self.problem = ""
@@ -167,13 +148,13 @@ class Bookkeeping:
             with contextlib.suppress(StoreUnavailable):
                 now = self._wall()
                 # What a start counts budgets and limits from is kept in any case.
-                before = min(now - self._settings.usage_retention_s, now - _DAY_S, _month_of(now))
+                before = min(now - self._settings.usage_retention_s, now - DAY_S, month_of(now))
                 await self._in_slow_thread(self._demand().prune, before)
             await asyncio.sleep(PRUNE_S)
 
     async def aclose(self) -> None:
         """Close the store; `run` has ended, and with it the journal."""
-        await self._ledger.aclose()
+        await self.lending.aclose()
         for threads in (self._thread, self._slow_threads):
             threads.shutdown(wait=False, cancel_futures=True)
         if self._store is not None:
@@ -181,16 +162,13 @@ class Bookkeeping:
 
     async def _open(self) -> None:
         waits = itertools.chain(RETRY_S, itertools.repeat(RETRY_S[-1]))
-        while not self._opened.is_set():
+        while not self._may_write.is_set():
             try:
                 self._store = store = await self._in_thread(_open_store, self._settings.database)
                 self._last_used.update(await self._in_thread(store.last_used))
                 await self._read_keys()
-                async with self._count_is_due():
-                    await self._count(store)
-                    # Not before: rows that are stored now were lent by this ledger, and would be counted twice.
-                    self._opened.set()
-                    self._may_write.set()
+                # No row is written before: it was lent by this ledger, and would be counted twice.
+                await self.lending.open(self._may_write.set)
             except StoreUnavailable as error:
                 if str(error) != self.problem:
                     _log.error("%s; nobody is let in before the keys are known, which is tried again", error)
@@ -222,16 +200,16 @@ class Bookkeeping:
 
     async def _read_keys(self) -> None:
         found = tuple(await self._in_thread(self._demand().keys))
-        if self._ring is None or _validity(found) != _validity(self._stored):
-            self._stored = found
+        known = [msgspec.structs.replace(key, last_used_time=None) for key in found]
+        self._stored = found
+        if self._ring is None or known != self._known:
+            self._known = known
             self._ring = KeyRing(self.keys())
             self._on_change()
-        else:
-            self._stored = found
 
     def _warn(self) -> None:
         names = {key.id: key.name for key in self._stored}
-        for warning in self._ledger.warnings():
+        for warning in self.lending.ledger.warnings():
             scope, name = warning.subject
             _log.warning(
                 "%s has spent %.2f of the %.2f US dollars of its %s",
@@ -303,52 +281,18 @@ class Bookkeeping:
         for row in batch.rows:
             if row.key_id and row.time > self._last_used.get(row.key_id, 0.0):
                 self._last_used[row.key_id] = row.time
+
+        def keep() -> None:
+            self._journal.take(batch.rows, lambda: line.tell(UsageTaken(batch.number)))
+
         if batch.is_late and batch.rows[0].time < self._started_time:
-            self._spawn(self._take_late(line, batch))
+            self._spawn(self.lending.count_late(batch.rows, keep))
         else:
-            self._journal.take(batch.rows, lambda: line.tell(UsageTaken(batch.number)))
-
-    async def _take_late(self, line: WorkerLine, batch: UsageBatch) -> None:
-        """A batch that the control before this one lent for and did not acknowledge, stored or not.
-
-        Nothing is lent before it is counted.
-        """
-        async with self._count_is_due(after_opening=True):
-            assert self._store is not None, "it is open"
-            try:
-                stored = await self._in_thread(self._store.stored_usage, [row.id for row in batch.rows])
-            except StoreUnavailable:
-                stored = frozenset()  # counting twice refuses too early, counting never lets too much through
-            for row in batch.rows:
-                if row.id not in stored:
-                    self._charge_row(row)
-            self._journal.take(batch.rows, lambda: line.tell(UsageTaken(batch.number)))
-
-    def _charge_row(self, row: UsageRow) -> None:
-        slot = UsageSlot(
-            time=row.time,
-            key_id=row.key_id,
-            model=row.model,
-            requests=int(bool(row.backend) or row.cached),
-            tokens=row.input_tokens + row.output_tokens,
-            cost_usd=row.cost_usd,
-        )
-        for subject in _subjects(slot):
-            for kind in (*WINDOWS, *BUDGETS):
-                if units := _units(kind, slot):
-                    self._ledger.charge(subject, kind, units, row.time)
-
-    def lend(self, line: WorkerLine, asks: LeaseAsk) -> None:
-        """Answer a worker's wishes."""
-        self._spawn(self._lend(line, asks))
-
-    async def _lend(self, line: WorkerLine, asks: LeaseAsk) -> None:
-        await self._is_counted.wait()
-        line.tell(LeaseGrants(await self._ledger.lend(line.name, asks.asks)))
+            keep()
 
     def left(self, line: WorkerLine) -> None:
         """A worker is gone: what it held is free."""
-        self._ledger.left(line.name)
+        self.lending.ledger.left(line.name)
 
     def _add_usage(self, rows: Sequence[UsageRow]) -> int:
         """In the journal's thread."""
@@ -360,66 +304,11 @@ class Bookkeeping:
     def _trouble(self, problem: str) -> None:
         self._on_error("accounts_unavailable")
 
-    def follow(self) -> None:
-        """The limits may have changed. What is newly limited is counted from the stored usage before any of it is lent."""
-        new = self._ledger.update(self._limits())
-        if new:
-            self._uncounted |= set(new)
-            self._is_counted.clear()
-            if self._store is not None and self._opened.is_set():
-                self._spawn(self._count_more(self._store))
+    async def usage_slots(self, since: float, slot_s: int) -> Sequence[UsageSlot]:
+        return await self._in_thread(self._demand().usage_slots, since, slot_s)
 
-    async def _count_more(self, store: Store) -> None:
-        async with self._count_is_due():
-            try:
-                await self._count(store)
-            except StoreUnavailable as error:
-                _log.error("limits that are new are counted from now on only: %s", error)
-                self._uncounted.clear()
-
-    @contextlib.asynccontextmanager
-    async def _count_is_due(self, *, after_opening: bool = False) -> AsyncIterator[None]:
-        """One count at a time; nothing is lent from now on until the last one is done."""
-        self._counts_due += 1
-        self._is_counted.clear()
-        try:
-            if after_opening:
-                await self._opened.wait()
-            async with self._counting:
-                yield
-        finally:
-            self._counts_due -= 1
-            if self._opened.is_set() and not self._counts_due and not self._uncounted:
-                self._is_counted.set()
-
-    async def _count(self, store: Store) -> None:
-        """Charge what the store knows to the accounts that are new: all of it or, with StoreUnavailable, nothing."""
-        now = self._wall()
-        month = _month_of(now)
-        accounts = set(self._uncounted)
-        charges: list[_Charge] = []
-        for kinds, since, slot_s in (
-            (("requests_per_minute", "tokens_per_minute"), now - _MINUTE_S, _MINUTE_SLOT_S),
-            (("requests_per_day", "tokens_per_day"), now - _DAY_S, _DAY_SLOT_S),
-            (BUDGETS, month, _MONEY_SLOT_S),
-        ):
-            wanted: dict[Subject, list[Account]] = defaultdict(list)
-            for account in accounts:
-                if account.kind in kinds:
-                    wanted[account.subject].append(account)
-            if not wanted:
-                continue
-            for slot in await self._in_thread(store.usage_slots, since, slot_s):
-                # When in the slot it was is not known. For windows the end is safe; money is of the slot's day.
-                at = slot.time if kinds is BUDGETS else min(slot.time + slot_s, now)
-                charges += (
-                    _Charge(account, _units(account.kind, slot), at)
-                    for subject in _subjects(slot)
-                    for account in wanted.get(subject, ())
-                )
-        for (subject, kind), units, at in charges:
-            self._ledger.charge(subject, kind, units, at)
-        self._uncounted -= accounts
+    async def stored_usage(self, ids: Sequence[str]) -> frozenset[str]:
+        return await self._in_thread(self._demand().stored_usage, ids)
 
     # -- levels --------------------------------------------------------------------------------------------------
 
@@ -434,21 +323,10 @@ class Bookkeeping:
                 remaining
                 for kind in ("usd_per_day", "usd_per_month")
                 if getattr(key.limits, kind)
-                and (remaining := self._ledger.remaining(Subject("key", key.id), kind)) is not None
+                and (remaining := self.lending.ledger.remaining(Subject("key", key.id), kind)) is not None
             ]
             if left:
                 yield Reading(families.BUDGET_REMAINING, (key.name,), min(left) / MICRO)
-
-
-def _month_of(time: float) -> float:
-    """When the calendar month of a Unix second began, UTC."""
-    return datetime.fromtimestamp(time, UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
-
-
-def _units(kind: str, slot: UsageSlot) -> int:
-    if kind.startswith("requests"):
-        return slot.requests
-    return slot.tokens if kind.startswith("tokens") else round(slot.cost_usd * MICRO)
 
 
 def _open_store(url: str) -> Store:
@@ -456,13 +334,3 @@ def _open_store(url: str) -> Store:
     from llm_router.accounts.store import Store
 
     return Store.open(url)
-
-
-def _subjects(slot: UsageSlot) -> tuple[Subject, ...]:
-    """Everything whose limits the usage counts for."""
-    return Subject("key", slot.key_id), Subject("model", slot.model), Subject("global", "")
-
-
-def _validity(keys: Sequence[StoredKey]) -> list[StoredKey]:
-    """What workers and rights depend on: everything but when a key was last used."""
-    return [msgspec.structs.replace(key, last_used_time=None) for key in keys]

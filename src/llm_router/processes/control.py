@@ -279,7 +279,7 @@ class Control:
                 self._circuits.saw(line.name, fact)
                 self._change()
             else:
-                self._books.lend(line, fact)
+                self._books.lending.lend(line, fact)
 
     def _worker_left(self, line: WorkerLine) -> None:
         self._books.left(line)
@@ -355,7 +355,7 @@ class Control:
         )
         if snapshot != self._snapshot or not snapshot.version:
             self._snapshot = msgspec.structs.replace(snapshot, version=snapshot.version + 1)
-            self._books.follow()  # before any worker knows of a limit
+            self._books.lending.follow()  # before any worker knows of a limit
             self._snapshots.publish(self._snapshot)
 
     def _look_whether_initialized(self) -> None:

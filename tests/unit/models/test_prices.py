@@ -174,3 +174,11 @@ def test_the_list_is_loaded_when_it_is_asked_for() -> None:
         "assert p.POLICIES\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_dearest_rate_is_that_of_the_worst_case() -> None:
+    """Of input, output and what is written to a cache, in every tier; a limit reserves by it."""
+    assert Price(input=2.0, output=1.0).dearest() == 2.0
+    assert Price(input=1.0, output=2.0, cache_write=3.0).dearest() == 3.0
+    long = Tier(above_tokens=200_000, input=4.0, output=9.0, cache_write_1h=8.0)
+    assert Price(input=1.0, output=2.0, tiers=(long,)).dearest() == 9.0

@@ -83,7 +83,7 @@ class World:
             limits=lambda: {Subject("key", "k1"): self.limits} if books.is_ready else {},
             name="router",
             workers=workers,
-            on_change=lambda: books.follow(),  # noqa: PLW0108 - there are no books yet
+            on_change=lambda: books.lending.follow(),  # noqa: PLW0108 - there are no books yet
             on_error=lambda kind: None,
             on_dropped=lambda reason, count: None,
             spawn=spawn,
@@ -105,7 +105,7 @@ class World:
         line = line or self.line
         before = len(line.grants())
         ask = Ask("key", "k1", kind, want=need, need=need, least=1)
-        books.lend(cast("WorkerLine", line), LeaseAsk((ask,)))
+        books.lending.lend(cast("WorkerLine", line), LeaseAsk((ask,)))
         await until(lambda: len(line.grants()) > before)
         return line.grants()[-1].units
 
@@ -179,7 +179,7 @@ def test_two_workers_get_no_more_than_one(tmp_path: Path) -> None:
         async with world.opened(workers=2) as books:
             first = asyncio.create_task(world.lent(books, "requests_per_minute", 20))
             held = Ask("key", "k1", "requests_per_minute", held=15, epoch="of the control before")
-            books.lend(cast("WorkerLine", other), LeaseAsk((held,)))
+            books.lending.lend(cast("WorkerLine", other), LeaseAsk((held,)))
             assert await first == 5
 
     run(scenario())
