@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--peers]`: measures everything in one run, prints it, writes JSON and a picture.
+"""`python -m benchmarks [--peers | --surfaces]`: measures everything in one run, prints it, writes JSON and a picture.
 
 What `make bench` and `make bench-peers` start. Two CPUs are needed: what is measured has the first to itself, load
 generator, backend and this program share the second. Exit status: 0 when it was measured, whatever came out; with
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import accounts, monitoring, processes, report, targets
+from benchmarks import accounts, monitoring, processes, report, surfaces, targets
 from benchmarks.contenders import Contender, Gateway, backend, direct, gateway, nginx, started
 from benchmarks.measure import Measured, Plan, rounds, warm_up
 from benchmarks.peers import PEERS, NotAvailable
@@ -98,7 +98,7 @@ def _measure(options: argparse.Namespace, plan: Plan, folder: Path) -> dict[str,
                 guarded, not_there = accounts.measure(ours, root, options.before, port, plan, folder, _say)
                 judged += targets.accounts(guarded, not_there)
                 print(f"\nKeys, limits, usage and cache: median [interval] over {plan.rounds} rounds\n")
-                print(report.accounts(guarded))
+                print(report.by_role(guarded))
                 known = {"figures": guarded.figures, "before": options.before, "not_there": not_there}
             if not options.without_monitoring:
                 cost = monitoring.scraping_cost(ours, root, plan, options.pairs, _say)
@@ -117,6 +117,10 @@ def _measure(options: argparse.Namespace, plan: Plan, folder: Path) -> dict[str,
                     "scrape": {**scrape._asdict(), "milliseconds": scrape.milliseconds._asdict()},
                     "ready_s": ready_s._asdict(),
                 }
+    logged: dict[str, Any] = {}
+    if ours is not None and not options.without_surfaces:
+        logged, promises = _surfaces(options, plan, folder)
+        judged += promises
     shown = [contender for contender, _ in running]
     _print(measured, shown, plan, judged, missing)
     return {
@@ -129,9 +133,44 @@ def _measure(options: argparse.Namespace, plan: Plan, folder: Path) -> dict[str,
         "resident_bytes": measured.resident,
         "monitoring": observed,
         "accounts": known,
+        "surfaces": logged,
         "targets": [target._asdict() for target in judged],
         "unfair": {name: report.UNFAIR[name] for name in ("all", *(c.name for c in shown)) if name in report.UNFAIR},
         "picture": report.picture(measured, shown, _caption(shown)),
+    }
+
+
+def _surfaces(options: argparse.Namespace, plan: Plan, folder: Path) -> tuple[dict[str, Any], list[targets.Target]]:
+    """What logs, traces and health checks cost. With nothing else running: 12 µs are not much."""
+    with backend(cpu=plan.load_cpu, folder=folder / "surfaces") as (port, _):
+        found, not_there = surfaces.measure(options.before_surfaces, port, plan, folder, _say)
+    _say("log lines")
+    lines = surfaces.lines_written(plan.contender_cpu, plan.seconds)
+    print(f"\nLogs, traces and health checks: median [interval] over {plan.rounds} rounds\n")
+    print(report.by_role(found))
+    print()
+    print(report.own_account(found))
+    figures = {
+        "figures": found.figures,
+        "resident_bytes": found.resident,
+        "before": options.before_surfaces,
+        "not_there": not_there,
+        "lines": lines._asdict(),
+    }
+    return figures, targets.surfaces(found, not_there, lines)
+
+
+def _only_surfaces(options: argparse.Namespace, plan: Plan, folder: Path) -> dict[str, Any]:
+    load_before = os.getloadavg()[0]
+    figures, judged = _surfaces(options, plan, folder)
+    print("\nPromises\n")
+    print(report.verdicts(judged))
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "machine": {**_machine(), "load_before": load_before, "load_after": os.getloadavg()[0]},
+        "plan": dataclasses.asdict(plan),
+        "surfaces": figures,
+        "targets": [target._asdict() for target in judged],
     }
 
 
@@ -170,9 +209,17 @@ def _options() -> argparse.Namespace:
         "--pairs", type=int, default=8, help="B runs of the A B A B … A comparison (default: %(default)s)"
     )
     parser.add_argument("--quick", action="store_true", help="a few seconds of everything, to see that it works")
+    parser.add_argument("--surfaces", action="store_true", help="only what logs, traces and health checks cost")
     parser.add_argument("--without-gateway", action="store_true", help="only nginx, direct and peers")
     parser.add_argument("--without-monitoring", action="store_true", help="leave out scraping, memory and start")
     parser.add_argument("--without-accounts", action="store_true", help="leave out keys, limits, usage and cache")
+    parser.add_argument("--without-surfaces", action="store_true", help="leave out logs, traces and health checks")
+    parser.add_argument(
+        "--before-surfaces",
+        metavar="COMMIT",
+        default=surfaces.BEFORE_COMMIT,
+        help="the gateway that logs and traces are compared with (default: %(default)s, the last without them)",
+    )
     parser.add_argument(
         "--before",
         metavar="COMMIT",
@@ -182,6 +229,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--strict", action="store_true", help="exit 1 when a promise was missed")
     parser.add_argument("--keep", action="store_true", help="keep configurations and logs of what was started")
     options = parser.parse_args()
+    if options.surfaces and (options.peers is not None or options.without_gateway or options.without_surfaces):
+        parser.error("--surfaces measures nothing else: it goes with none of --peers and --without-...")
     options.peers = list(PEERS) if options.peers == [] else (options.peers or [])
     if unknown := [name for name in options.peers if name not in PEERS]:
         parser.error(f"no such peer: {', '.join(unknown)}; there are {', '.join(PEERS)}")
@@ -215,7 +264,7 @@ def main() -> int:
     )
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
     try:
-        outcome = _measure(options, plan, folder)
+        outcome = _only_surfaces(options, plan, folder) if options.surfaces else _measure(options, plan, folder)
     except (processes.StartFailed, RuntimeError, FileNotFoundError) as error:
         print(f"cannot measure: {error}\nlogs: {folder}", file=sys.stderr)
         return 2
@@ -224,10 +273,12 @@ def main() -> int:
     else:
         shutil.rmtree(folder, ignore_errors=True)
     RESULTS.mkdir(exist_ok=True)
-    stem = "bench-peers" if options.peers else "bench"
-    (RESULTS / f"{stem}.svg").write_text(outcome.pop("picture"), encoding="utf-8")
+    stem = "bench-surfaces" if options.surfaces else "bench-peers" if options.peers else "bench"
+    picture = outcome.pop("picture", "")
+    if picture:
+        (RESULTS / f"{stem}.svg").write_text(picture, encoding="utf-8")
     (RESULTS / f"{stem}.json").write_text(json.dumps(outcome, indent=1), encoding="utf-8")
-    print(f"\n{RESULTS / stem}.json and .svg written")
+    print(f"\n{RESULTS / stem}.json{' and .svg' if picture else ''} written")
     return int(options.strict and any(target["met"] is False for target in outcome["targets"]))
 
 

@@ -19,10 +19,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import processes, wrk
-from benchmarks.backend import MODEL
+from benchmarks import processes
 from benchmarks.contenders import CHAT_PATH, Gateway, gateway, started
-from benchmarks.measure import Measured, Plan, add_cpu, cpu_us, warm_up
+from benchmarks.measure import Measured, Plan, settled_load, warm_up
 
 PLAIN: Final = "gateway"
 GUARDED: Final = "gateway, key and limits"
@@ -97,9 +96,9 @@ def cached(backend_port: int, folder: Path) -> Gateway:
     return gateway(backend_port, folder, name=CACHED, headers={"x-llm-router-cache": "on"})
 
 
-def earlier(commit: str, backend_port: int, folder: Path) -> Gateway:
-    """The gateway of that commit. Raises: NotThere."""
-    sources = folder / "before"
+def earlier(commit: str, backend_port: int, folder: Path, *, name: str = BEFORE) -> Gateway:
+    """The gateway of that commit, as its defaults are. Raises: NotThere."""
+    sources = folder / f"before-{commit}"
     packed = subprocess.run(
         ["git", "archive", "--format=tar", commit, "src"],
         capture_output=True, check=False, cwd=processes.own_folder(),
@@ -110,7 +109,7 @@ def earlier(commit: str, backend_port: int, folder: Path) -> Gateway:
         if sys.version_info >= (3, 12):
             archive.extraction_filter = tarfile.data_filter
         archive.extractall(sources)
-    return gateway(backend_port, folder, name=BEFORE, sources=sources / "src")
+    return gateway(backend_port, folder, name=name, sources=sources / "src")
 
 
 def _new_key(contender: Gateway) -> str:
@@ -134,24 +133,7 @@ def _new_key(contender: Gateway) -> str:
 
 def _turn(into: Measured, contender: Gateway, root: int, plan: Plan) -> None:
     stored = _stored(contender)
-    before = processes.use(root)
-    load = wrk.load(
-        contender.url,
-        connections=_CONNECTIONS,
-        seconds=plan.seconds,
-        cpu=plan.load_cpu,
-        model=MODEL,
-        headers=contender.headers,
-    )
-    time.sleep(_ROWS_S)
-    processes.settle(root)
-    add_cpu(into, contender, LOAD, cpu_us(contender, root, before, load.requests))
-    into.add(contender.name, f"{LOAD}.per_second", load.per_second)
-    into.add(contender.name, f"{LOAD}.p50_us", load.p50_us)
-    into.add(contender.name, f"{LOAD}.p99_us", load.p99_us)
-    into.add(contender.name, f"{LOAD}.errors", load.errors)
-    if load.errors:
-        raise RuntimeError(f"{contender.name}: {load.errors} of {load.requests} requests were not answered well")
+    load = settled_load(into, contender, root, plan, key=LOAD, connections=_CONNECTIONS, after_s=_ROWS_S)
     rows = _stored(contender) - stored
     if stored >= 0 and rows < load.requests:
         raise RuntimeError(f"{contender.name}: {load.requests} requests made {rows} usage rows")

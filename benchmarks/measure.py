@@ -6,6 +6,7 @@ Figures are kept per round, not summed up, so that ratios can be taken within a 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -86,6 +87,35 @@ def _plain(into: Measured, contender: Contender, root: int, connections: int, pl
         if load.requests < 2 * connections:  # most of the work went into requests that the end of the run cut off
             spent_us = dict.fromkeys(spent_us, math.nan)
         add_cpu(into, contender, key, spent_us)
+    _add_load(into, contender, key, load)
+
+
+def settled_load(
+    into: Measured, contender: Contender, root: int, plan: Plan, *, key: str, connections: int, after_s: float
+) -> wrk.Load:
+    """One plain run, with the CPU of what it leaves to be done for `after_s`.
+
+    Raises: RuntimeError when a request was not answered well.
+    """
+    before = processes.use(root)
+    load = wrk.load(
+        contender.url,
+        connections=connections,
+        seconds=plan.seconds,
+        cpu=plan.load_cpu,
+        model=MODEL,
+        headers=contender.headers,
+    )
+    time.sleep(after_s)
+    processes.settle(root)
+    add_cpu(into, contender, key, cpu_us(contender, root, before, load.requests))
+    _add_load(into, contender, key, load)
+    if load.errors:
+        raise RuntimeError(f"{contender.name}: {load.errors} of {load.requests} requests were not answered well")
+    return load
+
+
+def _add_load(into: Measured, contender: Contender, key: str, load: wrk.Load) -> None:
     into.add(contender.name, f"{key}.per_second", load.per_second)
     into.add(contender.name, f"{key}.p50_us", load.p50_us)
     into.add(contender.name, f"{key}.p99_us", load.p99_us)

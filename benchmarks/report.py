@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Final
 
+from benchmarks import surfaces
 from benchmarks.accounts import LOAD
 from benchmarks.contenders import Contender
 from benchmarks.intervals import Estimate
@@ -30,8 +31,8 @@ UNFAIR: Final[dict[str, str]] = {
     "Host or Origin, retries nothing. Unfair to it: buffering is off so that streams can pass, which costs it some on plain "
     "replies; with several cores its workers share one configuration and no state.",
     GATEWAY: "Metrics and usage rows are on, which is the product; no key is asked for, nothing is limited, and these requests are "
-    "not looked up in the cache (their temperature is not 0): the table of keys, limits and cache shows what those cost. There is no access "
-    "log. The load names one model with one deployment: retries, fallbacks and long lists of models are not exercised.",
+    "not looked up in the cache (their temperature is not 0): the table of keys, limits and cache shows what those cost. Logs, traces "
+    "and health checks are as they come: each request has its lines in two files, one in a hundred its trace. The load names one model with one deployment: retries, fallbacks and long lists of models are not exercised.",
     "vLLM router": "Unfair to it: built to keep caches warm over many servers and to run on many cores, neither of which is "
     "used; it is given round robin over one server. Unfair to us: our figure includes the processes that monitor.",
     "SGLang router": "As the vLLM router. It also looks for a tokenizer of the model when it starts and does without.",
@@ -101,8 +102,8 @@ def tables(measured: Measured, contenders: Sequence[Contender], connections: Seq
     return "\n\n".join(parts)
 
 
-def accounts(measured: Measured) -> str:
-    """What keys, limits, usage and the cache cost: the whole tree's CPU and its parts."""
+def by_role(measured: Measured) -> str:
+    """The whole tree's CPU for a plain request at 32 connections and its parts, by contender."""
     rows = []
     for name in sorted(measured.figures):
         parts = [measured.estimate(name, f"{LOAD}.cpu_us.{role}") for role in ("worker", "control", "supervisor")]
@@ -115,6 +116,15 @@ def accounts(measured: Measured) -> str:
     return _table(
         ["plain, 32 connections", "CPU µs/request", "worker", "control", "supervisor", "requests/s", "p50 µs"], rows
     )
+
+
+def own_account(measured: Measured) -> str:
+    """What the gateway itself says about where its monitoring's CPU went."""
+    rows = [
+        [component, _shown(measured.estimate(surfaces.ON, f"{surfaces.OWN}.{component}"), 2)]
+        for component in surfaces.components(measured)
+    ]
+    return _table(["by the gateway's own account", "CPU µs/request"], rows)
 
 
 def verdicts(targets: Sequence[Target]) -> str:

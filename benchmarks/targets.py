@@ -9,10 +9,12 @@ from __future__ import annotations
 import operator
 from typing import Final, NamedTuple
 
+from benchmarks import surfaces as logs_and_traces
 from benchmarks.accounts import BEFORE, GUARDED, LOAD, PLAIN
 from benchmarks.intervals import Estimate
 from benchmarks.measure import Measured
 from benchmarks.monitoring import Scrape, ScrapingCost
+from benchmarks.surfaces import LINES_PER_S, Written
 
 GATEWAY: Final = "gateway"
 # An interval wider than this share of the figure says that the machine was busy, not that scraping is free.
@@ -98,6 +100,29 @@ def accounts(measured: Measured, not_there: str) -> list[Target]:
     promise = "key check, limits and usage, CPU they add to a request"
     first = Target(promise, "≤ 20 µs", f"not measured: {not_there}", None) if not_there else added(promise, BEFORE)
     return [first, added("key check and limits alone, usage in both", PLAIN)]
+
+
+def surfaces(measured: Measured, not_there: str, lines: Written) -> list[Target]:
+    """The promises about logs, traces and health checks: what all of them add to a request, and that no line is lost.
+
+    Args:
+        not_there: why there is no gateway without them to compare with; empty if there is one.
+    """
+    key = f"{LOAD}.cpu_us"
+
+    def added(what: str, other: str) -> Target:
+        return _at_most(what, measured.compare(logs_and_traces.ON, other, key, operator.sub), 12, "µs")
+
+    result = [added("logs, traces and health checks, CPU they add to a request", logs_and_traces.OFF)]
+    if not_there:
+        result.append(Target("the same, against before there were any", "≤ 12 µs", f"not measured: {not_there}", None))
+    else:
+        result.append(added("the same, against before there were any", logs_and_traces.BEFORE))
+    offered = lines.lines / lines.seconds
+    met = lines.dropped == 0 and lines.written == lines.lines and offered >= 0.95 * LINES_PER_S
+    shown = f"{lines.written} of {lines.lines} at {offered:,.0f} a second, {lines.dropped} dropped"
+    result.append(Target("log lines written", f"{LINES_PER_S:,} a second, none dropped", shown, met))
+    return result
 
 
 def monitoring(scrape: Scrape, cost: ScrapingCost, ready_s: Estimate, resident: dict[str, int]) -> list[Target]:

@@ -18,7 +18,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import msgspec
 
@@ -49,7 +49,8 @@ from llm_router.processes.own_runners import OwnRunners, RunnerEvent
 from llm_router.processes.tables import PriceFinder, RunnerAddress, routing_table
 from llm_router.routing.policies import CustomFunction
 from llm_router.routing.router import Exchange, Router
-from llm_router.signals import Reading, RequestRecord
+from llm_router.routing.table import RoutingTable
+from llm_router.signals import Reading, Recorder, RequestRecord
 
 _log = logging.getLogger("llm_router")
 
@@ -103,6 +104,22 @@ class Registry:
         return f"Registry({[entry.id for entry in self._entries()]})"
 
 
+class Inside(NamedTuple):
+    """What those look at who observe a router from within its process.
+
+    Attributes:
+        writer: of the segment that it counts in; the loop's thread alone may use it.
+        levels: what is read at the moment of asking; in the loop's thread.
+        table: the routing table of now.
+        cache: that of now; None where it is off.
+    """
+
+    writer: Writer
+    levels: Callable[[], Iterable[Reading]]
+    table: Callable[[], RoutingTable]
+    cache: Callable[[], Cache | None]
+
+
 class LLMRouter:
     """Runs models and routes requests to them. An async context manager; belongs to one event loop.
 
@@ -144,6 +161,7 @@ class LLMRouter:
         self._segment = Segment.private()
         self._writer = Writer(self._segment, families.FAMILIES, dropped=families.SERIES_DROPPED)
         self._instruments = Instruments(self._writer)
+        self._recorder: Recorder = self._instruments  # a subclass may have others told, too
         self._reader = Reader([self._segment], families.FAMILIES)
         self._renderer = Renderer(families.GUIDE_VIEWS)
         self._connections = Connections(self._instruments)
@@ -299,7 +317,7 @@ class LLMRouter:
             load_duration=running.load_s,
             memory=running.memory_bytes,
         )
-        self._addresses[model.name] = RunnerAddress(running.port, running.key, True)
+        self._addresses[model.name] = RunnerAddress(running.port, running.key, True, running.only_embeds)
         self._writer.histogram(families.MODEL_LOAD_DURATION, model.name, FORMAT).observe(running.load_s)
         self._route()
         self._emit("model-loaded", self._known[model.name])
@@ -310,7 +328,7 @@ class LLMRouter:
             return
         running = event.running
         if running is not None:
-            self._addresses[event.name] = RunnerAddress(running.port, running.key, True)
+            self._addresses[event.name] = RunnerAddress(running.port, running.key, True, running.only_embeds)
         else:
             self._addresses[event.name] = RunnerAddress()
             if event.state == "backoff":
@@ -514,13 +532,14 @@ class LLMRouter:
         record = RequestRecord("CALL", "library", f"{self._id_prefix}{next(self._ids)}", time.monotonic())
         record.is_inference = True
         record.strategy = self._router.strategy_of(request.model, request.strategy)
-        self._instruments.begin()
+        self._recorder.begin()
         self._emit("inference-start", {**_context(record), "model": request.model})
         return request, record
 
     def _fail(self, record: RequestRecord, error: BaseException) -> None:
         if isinstance(error, RouterError):
             record.status, record.outcome, record.error_type = error.status, "error", error_type(error)
+            record.error = error.message
         elif isinstance(error, asyncio.CancelledError):
             record.status, record.outcome = 499, "cancelled"
         else:
@@ -528,7 +547,7 @@ class LLMRouter:
         self._emit("inference-error", error, _context(record))
 
     def _finish(self, record: RequestRecord) -> None:
-        self._instruments.finish(record, time.monotonic())
+        self._recorder.finish(record, time.monotonic())
 
     # -- looking ---------------------------------------------------------------------------------------
 
@@ -603,9 +622,13 @@ class LLMRouter:
         if self._cache is not None:
             yield Reading(families.CACHE_SIZE, (self._cache.type,), float(self._cache.statistics().size_bytes))
 
+    def inside(self) -> Inside:
+        """What those look at who observe this router."""
+        return Inside(self._writer, self._levels, lambda: self._router.table, lambda: self._cache)
+
     def asgi(self) -> AsgiFront:
         """The inference API as an ASGI application, to be mounted into one of yours. Initialize the router first."""
-        core = Core(self._router, self._instruments, access=self.settings.access, forward=None, clock=time.monotonic)
+        core = Core(self._router, self._recorder, access=self.settings.access, forward=None, clock=time.monotonic)
         core.answer_from(self._answers)
         return AsgiFront(core, core.refuse, self.settings.front)
 

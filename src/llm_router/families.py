@@ -24,6 +24,7 @@ FIRST_TOKEN_SECONDS: Final = (
 )  # fmt: skip
 INTER_TOKEN_SECONDS: Final = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 OVERHEAD_SECONDS: Final = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05)
+CHECK_SECONDS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 LAG_SECONDS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0)
 QUEUE_SECONDS: Final = (0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0)
 SCRAPE_SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
@@ -33,6 +34,11 @@ SIZE_CATEGORIES: Final = ("small", "medium", "large", "xlarge", "remote")
 USAGE_SOURCES: Final = ("provider", "estimated", "partial", "none")
 COST_STATUSES: Final = ("exact", "estimated")
 CACHE_TYPES: Final = ("response", "redis")
+LOG_DROP_REASONS: Final = ("queue-full", "write-failed")
+SPAN_DROP_REASONS: Final = ("queue-full", "too-many", "export-failed", "export-refused")
+FACT_DROP_REASONS: Final = ("queue-full",)
+INTERNAL_QUEUES: Final = ("log", "usage", "span", "fact")
+MONITORING_COMPONENTS: Final = ("recording", "logs", "traces", "metrics", "health", "profiler", "alerting", "other")
 ACTIVE_WINDOWS: Final = {"5m": 300.0, "1h": 3600.0, "24h": 86400.0}
 USAGE_DROP_REASONS: Final = ("queue-full", "store-refused")
 CONNECTION_TYPES: Final = ("client", "upstream")
@@ -188,8 +194,32 @@ SYSTEM_DISK_IO = _counter(
 )
 SYSTEM_NETWORK = _counter("system_network_bytes_total", ("direction",), "Bytes received and sent.", "bytes")
 
+# -- health --------------------------------------------------------------------------------------------
+HEALTH_CHECK_STATUS = _gauge(
+    "health_check_status",
+    ("check",),
+    "How a check stands: 1 healthy, 0.5 degraded, 0 critical; absent if it never ran.",
+)
+HEALTH_CHECK_DURATION = _histogram("health_check_duration_seconds", ("check",), "Seconds a check took.", CHECK_SECONDS)
+HEALTH_CHECK_TRANSITIONS = _counter(
+    "health_check_transitions_total", ("check",), "Changes of a check between healthy and not."
+)
+
 # -- the monitoring itself ------------------------------------------------------------------------------
 SCRAPE_DURATION = _histogram("scrape_duration_seconds", (), "Seconds it took to render /metrics.", SCRAPE_SECONDS)
+INTERNAL_QUEUE_SIZE = _gauge(
+    "internal_queue_size", ("queue",), "What waits inside the router to be written, stored or sent on."
+)
+LOG_DROPPED = _counter("log_dropped_total", ("reason",), "Log lines that were lost, by why.")
+SPANS_DROPPED = _counter("spans_dropped_total", ("reason",), "Spans of kept traces that were lost, by why.")
+FACTS_DROPPED = _counter("facts_dropped_total", ("reason",), "News from workers to control that were lost, by why.")
+TRACES_KEPT = _counter("traces_kept_total", ("reason",), "Requests whose trace is kept, by why.")
+TRACE_CONTEXT_INVALID = _counter(
+    "trace_context_invalid_total", (), "Requests with a traceparent that is none; they began a trace of their own."
+)
+MONITORING_CPU = _counter(
+    "monitoring_cpu_seconds_total", ("component",), "CPU seconds that monitoring and administration used.", "seconds"
+)
 SERIES = _gauge("series", ("family",), "Exported series of a family.")
 SERIES_DROPPED = _counter("series_dropped_total", ("family",), "Label sets refused because a cap was reached.")
 BUILD_INFO = _gauge("build_info", ("version",), "Always 1; the version is the label.")
@@ -246,3 +276,6 @@ ERROR_KINDS: Final[dict[str, tuple[str, str]]] = {
     "render": ("control", "error"),
 }
 """The closed list of `errors_total`: type -> (component, severity)."""
+
+ERROR_SEVERITIES: Final = {kind: severity for kind, (_, severity) in ERROR_KINDS.items()}
+"""How bad each is; also the level of the log line of a failed inference."""

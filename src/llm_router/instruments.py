@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 
 from llm_router import families
 from llm_router.observe.metrics.slots import Histogram, Writer
@@ -20,15 +21,20 @@ _EXEMPLAR_EVERY_S = 1.0
 """An example of each bucket is renewed at most this often: it costs ten times as much as counting."""
 
 
+_KEPT: Final = ("sampled", "error", "slow", "first", "recent")
+_EXPORTED: Final = frozenset({"sampled", "error", "slow", "first"})
+
+
 class _Http:
     """Children for one (method, route, status)."""
 
-    __slots__ = ("duration", "total")
+    __slots__ = ("duration", "exemplar_at", "total")
 
     def __init__(self, writer: Writer, method: str, route: str, status: int) -> None:
         labels = (method, route, str(status) if 100 <= status <= 599 else OTHER)
         self.total = writer.counter(families.HTTP_REQUESTS, *labels).index
         self.duration = writer.histogram(families.HTTP_REQUEST_DURATION, *labels)
+        self.exemplar_at = 0.0
 
 
 class _Inference:
@@ -74,6 +80,9 @@ class _Inference:
 class Instruments:
     """Implements `signals.Recorder` over a segment of metric slots. Belongs to the thread that made it.
 
+    Histograms have an example of a request whose trace is exported, each bucket at most once a second; where there are
+    no traces, of any request.
+
     Args:
         writer: of this process's segment.
         wall: Unix seconds, for exemplars.
@@ -83,6 +92,10 @@ class Instruments:
         self._writer = writer
         self._values = writer.values
         self._wall = wall
+        self._sample: dict[str, int] = {}
+        self._seen: dict[str, int] = {}
+        self._kept = {reason: writer.counter(families.TRACES_KEPT, reason).index for reason in _KEPT}
+        self._bad_traces = writer.counter(families.TRACE_CONTEXT_INVALID).index
         self._http: dict[tuple[str, str, int], _Http] = {}
         self._inference: dict[tuple[str, str], _Inference] = {}
         self._decisions: dict[tuple[str, str, str], int] = {}
@@ -121,6 +134,11 @@ class Instruments:
         for model, strategy in models:
             self._of(model, strategy)
 
+    def sample(self, every: Mapping[str, int]) -> None:
+        """Observe only one in `every[route]` requests in histograms, from now on; counters stay exact."""
+        self._sample = {route: n for route, n in every.items() if n > 1}
+        self._seen = dict.fromkeys(self._sample, 0)
+
     def begin(self) -> None:
         self._values[self._in_flight] += 1.0
 
@@ -136,13 +154,32 @@ class Instruments:
         if http is None:
             http = self._new_http(*key)
         values[http.total] += 1.0
-        duration = http.duration
-        values[duration.base + bisect_left(duration.bounds, total_s)] += 1.0
-        values[duration.sum_index] += total_s
+        observes = not self._sample or self._is_its_turn(record.route)
+        if observes:
+            duration = http.duration
+            if record.kept in _EXPORTED and now - http.exemplar_at >= _EXEMPLAR_EVERY_S:
+                http.exemplar_at = now
+                duration.observe_with_exemplar(total_s, _example(record), self._wall())
+            else:
+                values[duration.base + bisect_left(duration.bounds, total_s)] += 1.0
+                values[duration.sum_index] += total_s
         if record.error_type:
             values[self._errors[record.error_type]] += 1.0
+        if record.kept:
+            values[self._kept[record.kept]] += 1.0
+        if record.has_bad_trace:
+            values[self._bad_traces] += 1.0
         if record.is_inference:
-            self._finish_inference(record, now, total_s)
+            self._finish_inference(record, now, total_s, observes)
+
+    def _is_its_turn(self, route: str) -> bool:
+        """Whether histograms observe this request of a route that is sampled."""
+        every = self._sample.get(route)
+        if every is None:
+            return True
+        seen = self._seen[route]
+        self._seen[route] = seen + 1
+        return seen % every == 0
 
     def _new_http(self, method: str, route: str, status: int) -> _Http:
         """A method that HTTP does not know is not remembered: under an ASGI server callers may send any word."""
@@ -152,7 +189,7 @@ class Instruments:
             http = self._http[key] = _Http(self._writer, *key)
         return http
 
-    def _finish_inference(self, record: RequestRecord, now: float, total_s: float) -> None:
+    def _finish_inference(self, record: RequestRecord, now: float, total_s: float, observes: bool) -> None:
         values = self._values
         model = record.model
         strategy = record.strategy
@@ -168,7 +205,7 @@ class Instruments:
         if record.limit_hit is not None:
             self._writer.counter(families.RATE_LIMIT_HITS, *record.limit_hit).inc()
         values[children.statuses[record.outcome]] += 1.0
-        if record.queued_at:
+        if record.queued_at and observes:
             wait, processing = children.wait, children.processing
             slot_at = record.slot_at or now
             wait_s = slot_at - record.queued_at
@@ -194,19 +231,14 @@ class Instruments:
             values[index] += 1.0
         if record.retry_reasons or record.fallback_reasons:
             self._repeated(record)
-        if record.attempts:
+        if record.attempts and observes:
             overhead_s = total_s - upstream_s
             overhead = self._overhead
             values[overhead.base + bisect_left(overhead.bounds, overhead_s)] += 1.0
             values[overhead.sum_index] += overhead_s
         values[self._usage[record.usage_source]] += 1.0
-        duration = children.duration
-        if now - children.exemplar_at >= _EXEMPLAR_EVERY_S:
-            children.exemplar_at = now
-            duration.observe_with_exemplar(total_s, f'request_id="{record.request_id}"', self._wall())
-        else:
-            values[duration.base + bisect_left(duration.bounds, total_s)] += 1.0
-            values[duration.sum_index] += total_s
+        if observes:
+            self._observe(children, record, now, total_s)
         values[children.prompt] += record.input_tokens
         if record.cost_status:
             values[children.costs[record.cost_status]] += record.cost_usd
@@ -217,12 +249,26 @@ class Instruments:
         tokens = record.output_tokens
         if tokens:
             values[children.generated] += tokens
-            if total_s > 0:
-                children.rate.observe(tokens / total_s)
-        if record.first_token_at:
-            children.first_token.observe(record.first_token_at - record.started_at)
-            if record.gaps_s:
-                _observe_all(children.gap, record.gaps_s)
+
+    def _observe(self, children: _Inference, record: RequestRecord, now: float, total_s: float) -> None:
+        values = self._values
+        duration, first_token = children.duration, children.first_token
+        first_token_s = record.first_token_at - record.started_at if record.first_token_at else -1.0
+        if (record.kept in _EXPORTED or not record.span_id) and now - children.exemplar_at >= _EXEMPLAR_EVERY_S:
+            children.exemplar_at = now
+            example, wall = _example(record), self._wall()
+            duration.observe_with_exemplar(total_s, example, wall)
+            if first_token_s >= 0:
+                first_token.observe_with_exemplar(first_token_s, example, wall)
+        else:
+            values[duration.base + bisect_left(duration.bounds, total_s)] += 1.0
+            values[duration.sum_index] += total_s
+            if first_token_s >= 0:
+                first_token.observe(first_token_s)
+        if record.output_tokens and total_s > 0:
+            children.rate.observe(record.output_tokens / total_s)
+        if record.gaps_s and first_token_s >= 0:
+            _observe_all(children.gap, record.gaps_s)
 
     def _count_key(self, record: RequestRecord) -> None:
         children = self._keys.get(record.key)
@@ -263,6 +309,13 @@ class Instruments:
         if children is None:
             children = self._inference[model, strategy] = _Inference(self._writer, model, strategy)
         return children
+
+
+def _example(record: RequestRecord) -> str:
+    """The labels of an exemplar; those that do not fit into what OpenMetrics allows are left out by who keeps it."""
+    if record.kept:
+        return f'trace_id="{record.trace_id}",span_id="{record.span_id}"'
+    return f'request_id="{record.request_id}"'
 
 
 def _observe_all(histogram: Histogram, values: list[float]) -> None:

@@ -126,7 +126,7 @@ def test_metrics_please_promtool_and_have_their_zeros(tmp_path: Path, backend: S
 
 
 def test_a_backend_that_goes_down_shows_and_comes_back(tmp_path: Path) -> None:
-    """By what workers saw or by a free probe; no request is made for it."""
+    """By what workers saw or by a free probe; nothing that costs is asked for it."""
     port = free_port()
     with ScriptedBackend(port=port) as backend, Serving(tmp_path, remote_config(backend.base_url)) as serving:
         until(lambda: value(serving.scrape(), "backend_up", backend="b") == 1)
@@ -138,8 +138,8 @@ def test_a_backend_that_goes_down_shows_and_comes_back(tmp_path: Path) -> None:
         assert value(serving.scrape(), "models_loaded", format="remote") == 0
         with ScriptedBackend(port=port) as again:
             until(lambda: value(serving.scrape(), "backend_up", backend="b") == 1, 15)
-            assert again.requests == []
-        assert backend.requests == []
+            assert {request.target for request in again.requests} <= {"/v1/models"}  # a health check lists them
+        assert {request.target for request in backend.requests} <= {"/v1/models"}
 
 
 def test_reload_is_all_or_nothing(tmp_path: Path, backend: ScriptedBackend) -> None:

@@ -91,6 +91,14 @@ CATALOGUE: dict[str, Promise] = {
     "active_users": Promise("gauge", "window"),
     "budget_remaining_usd": Promise("gauge", "key"),
     "usage_dropped_total": Promise("counter", "reason"),
+    "health_check_status": Promise("gauge", "check"),
+    "health_check_duration_seconds": Promise("histogram", "check", ANY),
+    "health_check_transitions_total": Promise("counter", "check"),
+    "internal_queue_size": Promise("gauge", "queue"),
+    "log_dropped_total": Promise("counter", "reason"),
+    "spans_dropped_total": Promise("counter", "reason"),
+    "facts_dropped_total": Promise("counter", "reason"),
+    "monitoring_cpu_seconds_total": Promise("counter", "component"),
     "scrape_duration_seconds": Promise("histogram", "", ANY),
     "series": Promise("gauge", "family"),
     "series_dropped_total": Promise("counter", "family"),
@@ -98,10 +106,12 @@ CATALOGUE: dict[str, Promise] = {
     "config_last_reload_successful": Promise("gauge", ""),
     "config_last_reload_timestamp_seconds": Promise("gauge", ""),
 }
-"""What the catalogue marks as moving from the first version, or with keys, limits, queues and caches."""
+"""What the catalogue marks as moving from the first version, with keys, limits, queues and caches, or with the surfaces."""
 
 BEYOND = {
     "requests_in_flight",  # what a killed worker had in hand is read from it
+    "traces_kept_total",  # whether sampling keeps what it should
+    "trace_context_invalid_total",  # callers whose traces break off here
     "upstream_requests_in_flight",  # what workers tell each other, so that least-loaded looks at all of them
 }
 """Declared although the catalogue does not ask for them."""

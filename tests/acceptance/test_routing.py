@@ -42,6 +42,7 @@ OK = json_reply({"choices": [], "usage": {"prompt_tokens": INPUT, "completion_to
 BROKEN = json_reply({"error": {"message": "oops"}}, 500)
 
 CONFIG = """
+health: {enabled: false}  # its checks would be counted, and take replies of the script
 backends:
   - {name: plain, url: "%(plain)s"}
   - {name: other, url: "%(other)s"}

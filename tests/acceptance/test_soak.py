@@ -115,7 +115,9 @@ def test_nothing_is_lost_leaked_or_left(tmp_path: Path) -> None:
         limits_held(seen, stored)
         revoked_in_time(seen)
         nothing_grew(idle, last, dict(watcher.peaks))
-        assert [line for line in serving.log.splitlines() if "Traceback" in line or " CRITICAL " in line] == []
+        assert [
+            line for line in serving.log.splitlines() if "Traceback" in line or '"log.level":"critical"' in line
+        ] == []
 
         pids = [serving.process.pid, *serving.children().values()]
         serving.process.terminate()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
+from llm_router.observe.logs.schema import problems
 from llm_router.processes.plan import LaunchPlan, memory_file
 from support.net import free_port
 from support.supervised import Supervised, connected, exchange, is_alive
@@ -33,7 +35,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         folder = tmp_path / str(len(running))
         folder.mkdir()
         settings = {"data_dir": str(folder / "data"), "port": free_port(), "metrics_port": 0, "drain_s": 5.0, **fields}
-        plan = LaunchPlan(log_dir=str(folder), segment_rows=64, segment_slots=256, **settings)
+        plan = LaunchPlan(**{"log_dir": str(folder), "segment_rows": 64, "segment_slots": 256, **settings})
         running.append(Supervised(plan, folder, terminal))
         return running[-1]
 
@@ -398,12 +400,48 @@ def test_announcements_go_to_stdout_and_nothing_else_does(start: Start) -> None:
     assert supervised.out == "ready on http://127.0.0.1\ntry curl\n"
 
 
-def test_log_lines_have_a_time_and_are_one_line_each(start: Start) -> None:
-    """Plain text that anybody can read and sort."""
-    supervised = start()
+def test_log_lines_are_json_where_no_terminal_is(start: Start) -> None:
+    """As every line of application.log, where they stand too."""
+    supervised = start(environment="test")
+    all_ready(supervised)
+    lines = supervised.log.splitlines()
+    assert len(lines) >= 4
+    for line in lines:
+        entry = json.loads(line)
+        assert problems("application", entry) == []
+        assert (entry["process"], entry["pid"], entry["env"]) == ("supervisor", supervised.process.pid, "test")
+    appended = Path(supervised.plan.log_dir, "application.log").read_text(encoding="utf-8").splitlines()
+    assert appended[: len(lines)] == lines
+
+
+def test_log_lines_can_be_text(start: Start) -> None:
+    """Plain, a time and one line each, that anybody can read and sort."""
+    supervised = start(console="text")
     all_ready(supervised)
     for line in supervised.log.splitlines():
-        assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z supervisor: \S", line), line
+        assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z supervisor: INFO \S", line), line
+
+
+def test_a_folder_for_logs_that_cannot_be_written_stops_nothing(start: Start, tmp_path: Path) -> None:
+    """A file is in its place; stderr has the lines."""
+    (tmp_path / "file").touch()
+    supervised = start(log_dir=str(tmp_path / "file"))
+    all_ready(supervised)
+    assert "worker-0 ready" in supervised.log
+
+
+def test_the_level_can_be_changed(start: Start) -> None:
+    """At the start and by control's order; what is no level is refused."""
+    supervised = start(log_level="debug", log_levels={"llm_router.supervisor": "warning"})
+    all_ready(supervised)
+    assert supervised.log == ""
+    assert supervised.order("set_log", level="info", console="text")["ok"]
+    os.kill(supervised.child("worker-0")["pid"], signal.SIGKILL)
+    until(lambda: "supervisor: INFO worker-0 started" in supervised.log)
+    assert "supervisor: WARNING worker-0" in supervised.log
+    refused = supervised.order("set_log", level="loud", console="text")
+    assert not refused["ok"]
+    assert "'loud'" in refused["error"]
 
 
 def test_sighup_reaches_control(start: Start) -> None:

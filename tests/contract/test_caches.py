@@ -219,3 +219,39 @@ def test_closed_it_takes_nothing(opened: Opened) -> None:
             await cache.aclose()
 
     play(scene)
+
+
+def test_what_was_deleted_is_gone(opened: Opened) -> None:
+    """Also when it had only just been put; others stay, and deleting what is not there is nothing."""
+
+    async def scene() -> None:
+        async with opened() as cache:
+            cache.put(KEY, answer())
+            cache.put(KEY[::-1], answer(b"other"))
+            await cache.delete(KEY)
+            assert await cache.get(KEY) is None
+            await cache.delete(KEY)
+            await written(cache)
+            assert await cache.get(KEY) is None
+            assert await cache.get(KEY[::-1]) == answer(b"other")
+            cache.put(KEY, answer(b"again"))
+            assert await cache.get(KEY) == answer(b"again")
+            assert cache.statistics().evicted == 0
+
+    play(scene)
+
+
+def test_what_has_settled_is_where_it_is_kept(opened: Opened) -> None:
+    """`settled` returns for what was put, and at once for what never was; a cache that works has no problem."""
+
+    async def scene() -> None:
+        async with opened() as cache:
+            await cache.settled(KEY)
+            for number in range(200):
+                cache.put(number.to_bytes(32, "big"), answer(bytes(1000)))
+            await asyncio.gather(*(cache.settled(number.to_bytes(32, "big")) for number in range(200)))
+            if cache.type == "redis":
+                assert cache.statistics().entries == 0
+            assert cache.problem == ""
+
+    play(scene)

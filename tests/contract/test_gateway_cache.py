@@ -431,6 +431,10 @@ def test_routers_share_a_redis_and_go_on_without_it(backend: ScriptedBackend) ->
             assert second.recorder.finished[-1].cache_type == "redis"
             backend.script(stream_head(), framed(stream(completion())), framed(b""))
             streamed = first.chat(temperature=0, stream=True)
+            cache = first.cache
+            assert cache is not None
+            # Written in the background: a second answer before that would take its place.
+            until(lambda: first.call(cache.statistics).entries == 0)
             (replayed,) = until(lambda: _if_cached(second.chat(temperature=0, stream=True)))
             assert replayed.body == streamed.body
             redis.kill()

@@ -15,22 +15,37 @@ from typing import Any, cast
 
 import msgspec
 import pytest
+from starlette.routing import Route
 
 import llm_router
 from llm_router.accounts.access import AccessSettings
 from llm_router.accounts.stored import StoredKey
 from llm_router.accounts.usage import UsageTotal
-from llm_router.admin import keys, models, monitoring, reload, usage
+from llm_router.admin import debug, keys, log_level, models, monitoring, profile, reload, usage
 from llm_router.admin.models import LocalModel
 from llm_router.errors import RouterError
 from llm_router.gateway import anthropic, core, openai
 from llm_router.gateway.core import Core
+from llm_router.gateway.forward import Forwarded
 from llm_router.gateway.front import INTERNAL_ERROR
 from llm_router.gateway.generate import Generated, failure, success
-from llm_router.observe.health import Health, Inputs, ModelState
+from llm_router.observe.health.checks import passed
+from llm_router.observe.health.report import Health, Report
+from llm_router.observe.health.scheduler import HealthChecks
+from llm_router.observe.health.settings import HealthSettings
+from llm_router.observe.health.state import Inputs, ModelState
+from llm_router.observe.logs.levels import ChangedLevels
+from llm_router.observe.logs.settings import LogSettings
+from llm_router.observe.metrics.slots import Collected
+from llm_router.observe.profiling.formats import render
+from llm_router.observe.profiling.profile import Frame, Profile, Stack
+from llm_router.observe.tracing.store import TraceStore
 from llm_router.routing.router import Router
 from llm_router.routing.table import ModelSpec
 from llm_router.signals import NoRecorder
+from llm_router.testing import FakeClock
+from support.aio import run
+from support.traces import span, trace
 
 SOURCES = Path(llm_router.__file__).parent
 REFERENCE = (Path(__file__).parents[2] / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
@@ -69,8 +84,8 @@ def shape(value: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def gateway() -> Core:
-    async def forward(*_: object) -> int:
-        return 200
+    async def forward(*_: object) -> Forwarded:
+        return Forwarded(200, 0, b"")
 
     router = Router(
         open_backend=lambda spec: cast("Any", spec),
@@ -82,17 +97,24 @@ def gateway() -> Core:
     return Core(router, NoRecorder(), access=AccessSettings(), forward=forward, clock=time.monotonic)
 
 
-def control_endpoints() -> set[str]:
-    routes = [
+def control_routes() -> list[Route]:
+    """Everything that control may serve."""
+    return [
         *monitoring.routes(
             cast("Any", None), version="", metrics_path="/metrics", health_path="/health", now=time.time
         ),
-        *models.routes(cast("Any", None)),
-        *keys.routes(cast("Any", None), now=time.time),
+        *models.routes(cast("Any", None), audit=cast("Any", None)),
+        *keys.routes(cast("Any", None), audit=cast("Any", None), now=time.time),
         *usage.routes(cast("Any", None), now=time.time),
-        *reload.routes(list),
+        *profile.routes(cast("Any", None), audit=cast("Any", None), now=time.time),
+        *debug.routes(cast("Any", None), traces=lambda: None, version="", now=time.time),
+        *log_level.routes(cast("Any", None), LogSettings, on_change=lambda: None, audit=cast("Any", None)),
+        *reload.routes(list, audit=cast("Any", None)),
     ]
-    return {f"{method} {route.path}" for route in routes for method in (route.methods or set()) - {"HEAD"}}
+
+
+def control_endpoints() -> set[str]:
+    return {f"{method} {route.path}" for route in control_routes() for method in (route.methods or set()) - {"HEAD"}}
 
 
 def test_every_endpoint_is_listed(gateway: Core) -> None:
@@ -121,9 +143,9 @@ def test_the_worker_forwards_only_what_control_serves() -> None:
 
 def test_the_index_lists_the_same() -> None:
     """`GET /`, but for itself."""
-    index = monitoring._INDEX.format(version="", metrics="/metrics ", health="/health ")
+    index = monitoring.index(control_routes(), version="", moved={})
     found = {
-        f"{method} {path}" for method, path in re.findall(r"^  (GET|POST|PATCH|DELETE) +(\S+)", index, re.MULTILINE)
+        f"{method} {path}" for method, path in re.findall(r"^  (GET|POST|PUT|PATCH|DELETE) +(\S+)", index, re.MULTILINE)
     }
     assert found == {coded(cells[0])[0] for cells in table("endpoint")} - {"GET /", "GET /v1/models/{id}"}
 
@@ -229,7 +251,7 @@ def test_a_fault_of_the_front_is_an_error_like_any_other() -> None:
 
 
 def test_the_health_example_has_the_shape_of_a_report() -> None:
-    """Every key at every depth, and the checks by name."""
+    """Every key at every depth, and the checks by name; one that runs by itself beside those of the state."""
     name = "smollm2-135m-instruct"
     inputs = Inputs(
         is_initialized=True,
@@ -238,16 +260,29 @@ def test_the_health_example_has_the_shape_of_a_report() -> None:
         workers_wanted=1,
         runners={name: "ready"},
         cpu_ratio=0.125,
-        memory_used_bytes=2.0,
-        memory_limit_bytes=8.0,
+        memory_used_bytes=2e9,
+        memory_limit_bytes=8e9,
+        heap_bytes=48e6,
+        rss_bytes=84e6,
+        runner_bytes=210e6,
         disk_ratio=0.5,
         disk_path="/var/lib/llm-router",
         engine="llama.cpp",
         environment="production",
     )
-    report = Health(
-        lambda: inputs, version="0.1.0", started_at=0.0, monotonic=lambda: 10.0, now=lambda: 1757120400.0
-    ).report()
+    clock, wall = FakeClock(10.0), FakeClock(1757120400.0)
+
+    async def checked() -> Report:
+        checks = HealthChecks(HealthSettings(), clock=clock, wall=wall, rng=random.Random(1))
+        checks.add_check("database", lambda: passed("The database answers"))
+        await checks.start()
+        await checks.run_all_checks()
+        health = Health(lambda: inputs, checks, version="0.1.0", started_at=0.0, monotonic=clock, now=wall)
+        report = health.report()
+        await checks.aclose()
+        return report
+
+    report = run(checked())
     shown, real = example("checks"), report.document()
     assert shape(shown) == shape(real)
     for check, document in real["checks"].items():
@@ -274,3 +309,47 @@ def test_the_other_examples_have_the_shape_of_what_is_sent() -> None:
     assert set(row) == sums | {"key_id", "key", "model"}
     assert set(example("size_bytes")) == set(LocalModel.__struct_fields__)
     assert msgspec.convert(example("size_bytes"), LocalModel).state == "loaded"
+
+
+def test_the_debug_examples_have_the_shape_of_what_is_sent() -> None:
+    """Requests, their spans, and models; and `/debug` names its keys."""
+    kept = trace(steps=(span("chat"),))
+    store = TraceStore(1, wall=lambda: 0.0)
+    store.add(kept)
+    (request,), (group,) = example("groups")["requests"], example("groups")["groups"]
+    assert list(request) == list(debug._listed(kept))
+    assert list(request["steps"][0]) == list(debug._listed(kept)["steps"][0])
+    assert list(group) == list(debug._group(store.groups()[0]))
+    assert list(example("groups")["kept"]) == list(store.statistics()._fields)
+    assert list(example("span_id")) == list(debug._whole(kept)["spans"][0])
+    (model,) = debug._models([debug.ModelFacts(name="m", state="loaded")], Collected([]))
+    (figures,) = (value for value in examples() if {"since", "models"} <= set(value))
+    assert shape(figures["models"][0]) == shape(model)
+    described = REFERENCE.partition("`GET /debug` answers")[2].partition("\n\n")[0]
+    assert set(debug.RouterStatus.__struct_fields__) - {"environment"} <= set(coded(described))
+
+
+def test_the_log_level_example_is_what_is_answered() -> None:
+    """To the request that is shown above it."""
+    levels = ChangedLevels(lambda: 1757120400.0)
+    levels.change("llm_router.gateway", "debug", 600.0)
+    assert example("configured") == log_level._document(levels, LogSettings())
+
+
+def test_the_profile_example_has_the_shape_of_a_profile() -> None:
+    """As it is written down as JSON, with the notes of one of CPU time."""
+    taken = Profile(
+        kind="cpu",
+        process="worker-0",
+        unit="seconds",
+        began_time=0.0,
+        seconds=1.0,
+        frames=(Frame("a", "a.py", 1),),
+        stacks=(Stack((0,), 1.0, 1),),
+        notes={"process_cpu_seconds": 0.0, "faults": 0},
+    )
+    real = json.loads(render(taken, "json"))
+    shown = example("stacks")
+    assert shape(shown) == shape(real)
+    assert set(shown["frames"][1]) == set(real["frames"][0])
+    assert set(shown["stacks"][0]) == set(real["stacks"][0])

@@ -14,7 +14,7 @@ from llm_router.models.registry import FORMAT
 from llm_router.processes.supervisor import RestartReason
 from llm_router.routing.failures import RetryReason
 from llm_router.routing.policies import POLICIES, Reason
-from llm_router.signals import OTHER, CostStatus, Outcome, UsageSource
+from llm_router.signals import OTHER, CostStatus, Kept, Outcome, UsageSource
 
 REFERENCE = (Path(__file__).parents[2] / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
 PREFIX = families.PREFIX
@@ -57,6 +57,12 @@ CLOSED: dict[tuple[str, str], set[str]] = {
         for family in families.FAMILIES
         if "strategy" in family.labels
     },
+    ("internal_queue_size", "queue"): set(families.INTERNAL_QUEUES),
+    ("log_dropped_total", "reason"): set(families.LOG_DROP_REASONS),
+    ("spans_dropped_total", "reason"): set(families.SPAN_DROP_REASONS),
+    ("facts_dropped_total", "reason"): set(families.FACT_DROP_REASONS),
+    ("traces_kept_total", "reason"): set(get_args(Kept)) - {""},
+    ("monitoring_cpu_seconds_total", "component"): set(families.MONITORING_COMPONENTS),
 }
 """The values of every closed label, as the code has them."""
 

@@ -1,17 +1,23 @@
-"""Control's application on sockets of its own: a TCP port, the command line's and the workers'."""
+"""Control's application: asked in the test's own loop, or on a TCP port, the command line's and the workers' socket."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
-from starlette.types import ASGIApp
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message
 
-from llm_router.admin.application import Entry
+from llm_router.accounts.access import AccessSettings, Guard
+from llm_router.accounts.keys import KeyRing, KeyScope
+from llm_router.admin.application import Entry, Rights, build
 from llm_router.admin.server import Server
+from support.aio import run
 
 Address = Path | tuple[str, int]
 
@@ -41,3 +47,53 @@ async def serving(app: ASGIApp, folder: Path) -> AsyncIterator[Doors]:
         yield doors
     finally:
         await server.aclose()
+
+
+class Answer(NamedTuple):
+    """What was answered; names of headers are in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def asked(
+    routes: Sequence[Route],
+    method: str,
+    path: str,
+    query: str = "",
+    *,
+    entry: Entry = Entry.CLI,
+    closed: Mapping[Entry, frozenset[KeyScope]] | None = None,
+) -> Answer:
+    """What an application of these routes answers. There are no keys.
+
+    Args:
+        closed: what needs a key, as in `Rights`; nothing by default.
+    """
+    app = build(routes, lambda: Guard(AccessSettings()), lambda: Rights(KeyRing([]), closed or {}))
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": method,
+        "path": path,
+        "raw_path": quote(path).encode(),
+        "query_string": query.encode(),
+        "headers": [(b"host", b"localhost")],
+        "client": None,
+        "state": {"entry": entry},
+    }
+    run(app(scope, receive, send))  # type: ignore[arg-type]
+    headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return Answer(sent[0]["status"], headers, b"".join(message.get("body", b"") for message in sent[1:]))

@@ -30,6 +30,7 @@ from llm_router.gateway.answers import Answers
 from llm_router.gateway.auth import Doorman
 from llm_router.gateway.core import Core
 from llm_router.gateway.front import Front, FrontSettings
+from llm_router.gateway.trace_context import TraceContext
 from llm_router.routing.breaker import State
 from llm_router.routing.router import Router
 from llm_router.routing.table import BackendSpec, Deployment, ModelSpec, QueueSpec, RetrySpec, RoutingTable
@@ -95,6 +96,7 @@ class Gateway:
         limits: of whom they are.
         cache: None for none.
         workers: among how many the bounds are divided.
+        traces: the share of requests that are sampled; below 0 tracing is off.
     """
 
     def __init__(
@@ -106,8 +108,10 @@ class Gateway:
         limits: Mapping[Subject, Limits] | None = None,
         cache: CacheSettings | None = None,
         workers: int = 1,
+        traces: float = 0.0,
     ) -> None:
         self.table = table
+        self._sample_ratio = traces
         self.recorder = RecordingRecorder()
         self.seen: list[tuple[str, bool]] = []
         self.circuits: list[tuple[str, State]] = []
@@ -161,6 +165,9 @@ class Gateway:
             forward=None,
             doorman=self._doorman(),
             limiter=limiter,
+            traces=TraceContext(
+                enabled=self._sample_ratio >= 0, sample_ratio=max(0.0, self._sample_ratio), rng=random.Random(7)
+            ),
             clock=self.clock,
         )
         self.core.open_doors()

@@ -47,7 +47,7 @@ class Overseer:
         for order in self._lines.read_all(self.ours.fileno())[0]:
             self.orders.append(order)
             error = getattr(self, f"_{order['op']}")(order)
-            is_changed = not error and order["op"] != "announce"
+            is_changed = not error and order["op"] not in {"announce", "set_log"}
             if is_changed:
                 self.tell()
             self._send({"id": order["id"], "ok": not error, **({"error": error} if error else {})})
@@ -73,6 +73,9 @@ class Overseer:
         return ""
 
     def _announce(self, order: dict[str, Any]) -> str:
+        return ""
+
+    def _set_log(self, order: dict[str, Any]) -> str:
         return ""
 
     def _become_what_is_scripted(self, name: str) -> None:

@@ -255,3 +255,57 @@ def test_methods_that_http_does_not_know_are_neither_labels_nor_remembered() -> 
         metrics.instruments.finish(record, 2.0)
     assert metrics.value(families.HTTP_REQUESTS, "__other__", "/v1/models", "405") == 100
     assert len(metrics.instruments._http) == 1
+
+
+def test_examples_point_to_traces_that_are_exported_and_to_no_other() -> None:
+    """A trace that is kept for our own pages only would be looked for in vain elsewhere."""
+    metrics = Metrics()
+    trace = {"trace_id": "ab" * 16, "span_id": "cd" * 8}
+    for kept in ("", "recent", "error", "sampled"):
+        metrics.instruments.begin()
+        metrics.instruments.finish(inference(kept=kept, first_token_at=100.2, **trace), 101.0)
+    collected = Reader([metrics.segment], families.FAMILIES).collect()
+    for family, labels in (
+        (families.HTTP_REQUEST_DURATION, ("POST", "/v1/chat/completions", "200")),
+        (families.INFERENCE_DURATION, ("m", "round-robin")),
+        (families.TIME_TO_FIRST_TOKEN, ("m",)),
+    ):
+        row = collected.row(family, *labels)
+        assert row is not None
+        examples = [example.labels for example in row.exemplars if example is not None]
+        assert examples == [f'trace_id="{"ab" * 16}",span_id="{"cd" * 8}"'], family.name
+        assert sum(row.values[:-1]) == 4
+    assert metrics.value(families.TRACES_KEPT, "error") == 1
+    assert metrics.value(families.TRACES_KEPT, "recent") == 1
+
+
+def test_without_traces_examples_have_the_requests_id() -> None:
+    metrics = Metrics()
+    metrics.instruments.begin()
+    metrics.instruments.finish(inference(), 101.0)
+    row = Reader([metrics.segment], families.FAMILIES).collect().row(families.INFERENCE_DURATION, "m", "round-robin")
+    assert row is not None
+    assert [example.labels for example in row.exemplars if example is not None] == ['request_id="r-1"']
+
+
+def test_a_sampled_route_is_counted_exactly_and_observed_one_in_n() -> None:
+    """Other routes are observed as ever."""
+    metrics = Metrics()
+    metrics.instruments.sample({"/v1/embeddings": 5, "/v1/completions": 1})
+    for route in ("/v1/embeddings", "/v1/completions"):
+        for _ in range(11):
+            metrics.instruments.begin()
+            metrics.instruments.finish(inference(route=route), 101.0)
+    assert metrics.value(families.HTTP_REQUESTS, "POST", "/v1/embeddings", "200") == 11
+    assert metrics.value(families.HTTP_REQUEST_DURATION, "POST", "/v1/embeddings", "200") == 3
+    assert metrics.value(families.HTTP_REQUEST_DURATION, "POST", "/v1/completions", "200") == 11
+    assert metrics.value(families.INFERENCE, "m", "round-robin", "success", "false") == 22
+    assert metrics.value(families.INFERENCE_DURATION, "m", "round-robin") == 14
+    assert metrics.value(families.TOKENS_GENERATED, "m", "round-robin") == 110
+
+
+def test_a_trace_context_that_is_none_is_counted() -> None:
+    metrics = Metrics()
+    metrics.instruments.begin()
+    metrics.instruments.finish(inference(has_bad_trace=True), 101.0)
+    assert metrics.value(families.TRACE_CONTEXT_INVALID) == 1

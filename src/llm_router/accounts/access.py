@@ -22,7 +22,7 @@ _CACHE_BOUND: Final = 1024
 
 _EXPOSED: Final = (
     b"x-request-id, request-id, x-llm-router-model, x-llm-router-backend, x-llm-router-strategy, "
-    b"x-llm-router-attempts, x-llm-router-overhead-ms, x-llm-router-cached, retry-after, "
+    b"x-llm-router-attempts, x-llm-router-overhead-ms, x-llm-router-cached, server-timing, retry-after, "
     b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
     b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
 )

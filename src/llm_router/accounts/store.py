@@ -118,6 +118,11 @@ class Store:
         """Close every connection. Calls under way in other threads end as they may."""
         self._engine.dispose()
 
+    def ping(self) -> None:
+        """Ask it something that takes no time: whether its tables can be read."""
+        with self._reading() as connection:
+            connection.execute(sa.select(KEYS.c.id).limit(1)).all()
+
     # -- keys -------------------------------------------------------------------------------------------------
 
     def keys(self) -> list[StoredKey]:

@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import StrEnum
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
@@ -55,7 +55,7 @@ MAX_HELD: Final = 8
 """Answers to requests without a valid key that are held back at a time. Fewer than the requests that one worker has
 with control at a time (gateway/forward.py), so that they cannot keep an administrator out."""
 
-_OPEN_PATHS: Final = frozenset(("/health/live", "/health/ready"))
+_OPEN_PATHS: Final = frozenset(("/health/live", "/health/ready", "/health/startup"))
 _MONITORING_PATHS: Final = frozenset(("/", "/metrics", "/metrics/json", "/health"))
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -84,12 +84,19 @@ class Rights(NamedTuple):
     closed: Mapping[Entry, frozenset[KeyScope]]
 
 
+class Audit(Protocol):
+    """Writes down what somebody did: the event's name and what there is to say about it."""
+
+    def __call__(self, event: str, /, **data: Any) -> None: ...
+
+
 def build(
     routes: Sequence[Route],
     guard: Callable[[], Guard],
     rights: Callable[[], Rights],
     *,
     monitoring_paths: Collection[str] = (),
+    health_path: str = "/health",
     wall: Callable[[], float] = time.time,
     failures: Failures | None = None,
 ) -> ASGIApp:
@@ -99,6 +106,8 @@ def build(
         guard: the browser guard in force, asked for with each request: a reload replaces it.
         rights: asked for with each request.
         monitoring_paths: configured paths of monitoring beside the usual ones.
+        health_path: where the health report is beside `/health`: to those who may not read it, whether all is well is
+            told nevertheless (`is_terse`).
         wall: Unix seconds.
         failures: who failed to show a key lately.
     """
@@ -108,7 +117,11 @@ def build(
     )
     app.router.redirect_slashes = False  # a redirect would name the wrong host behind a proxy
     door = _Door(
-        rights, frozenset(monitoring_paths), wall, failures or Failures(clock=time.monotonic, max_held=MAX_HELD)
+        rights,
+        frozenset(monitoring_paths),
+        health_path,
+        wall,
+        failures or Failures(clock=time.monotonic, max_held=MAX_HELD),
     )
     return _Guarded(app, guard, door)
 
@@ -117,6 +130,11 @@ def entry_of(scope: Scope) -> Entry:
     """The entry of a request; whatever the server did not tell is taken for the least trusted one."""
     entry: Entry = scope.get("state", {}).get("entry", Entry.MONITORING)
     return entry
+
+
+def is_terse(request: Request) -> bool:
+    """Whether the caller may know how the router is, but no details of it."""
+    return bool(request.scope.get("is_terse", False))
 
 
 def _address(text: str) -> tuple[str, int] | None:
@@ -134,8 +152,34 @@ def caller(request: Request) -> str:
     return "the command line" if entry is Entry.CLI else scope["client"][0] if scope["client"] else f"the {entry} port"
 
 
+def doer(request: Request) -> dict[str, str]:
+    """Who is asking, for an audit line: `actor`, and where they are known `actor_id` (of a key) and `client`."""
+    scope = request.scope
+    found = {"actor": caller(request)}
+    if "key_id" in scope:
+        found["actor_id"] = scope["key_id"]
+    if entry_of(scope) is not Entry.CLI and scope["client"]:
+        found["client"] = scope["client"][0]
+    return found
+
+
 def json_response(value: object, status: int = 200, media_type: str = "application/json") -> Response:
     return Response(msgspec.json.encode(value), status, media_type=media_type)
+
+
+def read_query(request: Request, names: Collection[str]) -> dict[str, str]:
+    """The parameters of the request's query, of which there may only be these. Raises: InvalidRequest."""
+    found: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if name not in names:
+            known = f"there are {', '.join(names)}" if names else "there are none"
+            raise InvalidRequest(
+                f"there is no parameter {name[:100]!r}; {known}", code="unknown_parameter", param=name[:100]
+            )
+        if name in found:
+            raise InvalidRequest(f"{name} is given twice", code="repeated_parameter", param=name)
+        found[name] = value
+    return found
 
 
 async def read_body(request: Request, type: type[T]) -> T:
@@ -171,6 +215,7 @@ class _Door:
         self,
         rights: Callable[[], Rights],
         monitoring_paths: frozenset[str],
+        health_path: str,
         wall: Callable[[], float],
         failures: Failures,
     ) -> None:
@@ -179,6 +224,9 @@ class _Door:
         configured = {path for path in monitoring_paths if not path.startswith("/admin")}
         self._open_paths = _OPEN_PATHS - configured
         self._monitoring_paths = _MONITORING_PATHS | configured
+        # Only where nothing but the health report can be, whatever was moved where.
+        others = (configured - {health_path}) | (_MONITORING_PATHS - {"/health"})
+        self._terse_paths = (self._monitoring_paths & {"/health", health_path}) - others
         self._wall = wall
         self._failures = failures
 
@@ -190,17 +238,24 @@ class _Door:
         rights = self._rights()
         if needed not in rights.closed.get(entry_of(scope), SCOPES):
             return
+        may_be_terse = scope["path"] in self._terse_paths
         if rights.ring is None:
+            if may_be_terse:
+                scope["is_terse"] = True
+                return
             raise Unavailable("the keys cannot be read yet; ask again in a moment")
         shown = dict(headers.raw)
         key = find_key(rights.ring, shown, self._wall())
+        if may_be_terse and (not is_key_shown(shown) if key is None else not key.has(needed)):
+            scope["is_terse"] = True
+            return
         if key is None:
             address = scope["client"][0] if scope["client"] else ""
             error = self._failures.failed(address, was_shown=is_key_shown(shown))
             raise await self._failures.hold(error)
         if not key.has(needed):
             raise lacking(key, needed)
-        scope["key_name"] = key.name
+        scope["key_name"], scope["key_id"] = key.name, key.id
 
     def _scope_of(self, path: str) -> KeyScope | None:
         """The right that a path needs; the very text that the router will look for."""

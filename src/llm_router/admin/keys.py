@@ -21,9 +21,10 @@ from starlette.routing import Route
 from llm_router.accounts.keys import KEY_PREFIX, SCOPES, KeyScope, digest_of, new_id, new_key
 from llm_router.accounts.limits import KINDS, Limits
 from llm_router.accounts.stored import StoredKey
-from llm_router.admin.application import caller, json_response, read_body
+from llm_router.admin.application import Audit, caller, doer, json_response, read_body
 from llm_router.errors import InvalidRequest
-from llm_router.observe.health import timestamp
+from llm_router.observe.logs.redact import redact
+from llm_router.observe.timestamp import timestamp
 
 _log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class _Change(msgspec.Struct, forbid_unknown_fields=True):
     limits: dict[str, Number | None] | UnsetType = UNSET
 
 
-def routes(book: KeyBook, *, now: Callable[[], float]) -> list[Route]:
+def routes(book: KeyBook, *, audit: Audit, now: Callable[[], float]) -> list[Route]:
     """The endpoints under `/admin/keys`.
 
     Args:
@@ -128,6 +129,7 @@ def routes(book: KeyBook, *, now: Callable[[], float]) -> list[Route]:
             held = {scope for other in await book.list() for scope in other.scopes}
             await book.add(key)
         _log.info("key %r (%s) was created by %s: %s", key.name, key.id, caller(request), ", ".join(key.scopes))
+        audit("key_created", **doer(request), key_id=key.id, key_name=key.name, scopes=", ".join(key.scopes))
         closes = [scope for scope in key.scopes if scope not in held]
         response = json_response({"key": shown(key, now()), "secret": text, "closes": closes}, 201)
         response.headers["cache-control"] = "no-store"
@@ -150,6 +152,7 @@ def routes(book: KeyBook, *, now: Callable[[], float]) -> list[Route]:
                 _check_scopes_stay(key, fields["scopes"], held)
             changed = await book.change(id, fields)
         _log.info("key %r (%s) was changed by %s: %s", changed.name, id, caller(request), ", ".join(fields))
+        audit("key_changed", **doer(request), key_id=id, key_name=changed.name, changed=", ".join(fields))
         return json_response({"key": shown(changed, now())})
 
     async def revoke(request: Request) -> Response:
@@ -157,6 +160,7 @@ def routes(book: KeyBook, *, now: Callable[[], float]) -> list[Route]:
         async with changing:
             key = await book.revoke(id)
         _log.info("key %r (%s) was revoked by %s", key.name, id, caller(request))
+        audit("key_revoked", **doer(request), key_id=id, key_name=key.name)
         return json_response({"key": shown(key, now())})
 
     return [
@@ -229,7 +233,7 @@ def _name(name: str) -> str:
         )
     if name.startswith("__"):
         raise InvalidRequest(f"name: {name!r} begins with __, as only names of the router's own do", param="name")
-    if KEY_PREFIX in name:
+    if KEY_PREFIX in name or redact(name) != name:
         raise InvalidRequest("name: that looks like a key itself, and names are not secret", param="name")
     return name
 
@@ -252,6 +256,8 @@ def _models(models: Sequence[str]) -> tuple[str, ...]:
             f"models: at most {MAX_MODELS} names of 1 to {MAX_MODEL_NAME} characters; none for every model",
             param="models",
         )
+    if any(redact(model) != model for model in models):
+        raise InvalidRequest("models: one of them looks like a key, and names are not secret", param="models")
     return tuple(dict.fromkeys(models))
 
 

@@ -6,7 +6,8 @@ read any other file. Not for: starting processes (processes) or fetching files (
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -14,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from llm_router.admin.application import json_response, read_body
+from llm_router.admin.application import Audit, doer, json_response, read_body
 
 
 class LocalModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +68,7 @@ class _Unload(msgspec.Struct, forbid_unknown_fields=True):
     name: str
 
 
-def routes(models: LocalModels) -> list[Route]:
+def routes(models: LocalModels, *, audit: Audit) -> list[Route]:
     """The endpoints under `/admin/models`."""
 
     async def show(request: Request) -> Response:
@@ -75,14 +76,29 @@ def routes(models: LocalModels) -> list[Route]:
 
     async def load(request: Request) -> Response:
         wanted = await read_body(request, _Load)
-        return json_response({"model": await models.load(wanted.name, wanted.options)})
+        with _audited(audit, "model_load_ordered", request, wanted.name):
+            loaded = await models.load(wanted.name, wanted.options)
+        return json_response({"model": loaded})
 
     async def unload(request: Request) -> Response:
         wanted = await read_body(request, _Unload)
-        return json_response({"model": await models.unload(wanted.name)})
+        with _audited(audit, "model_unload_ordered", request, wanted.name):
+            unloaded = await models.unload(wanted.name)
+        return json_response({"model": unloaded})
 
     return [
         Route("/admin/models", show, methods=["GET"]),
         Route("/admin/models/load", load, methods=["POST"]),
         Route("/admin/models/unload", unload, methods=["POST"]),
     ]
+
+
+@contextlib.contextmanager
+def _audited(audit: Audit, event: str, request: Request, name: str) -> Iterator[None]:
+    """Write down who wanted it, and whether it came about."""
+    success = False
+    try:
+        yield
+        success = True
+    finally:
+        audit(event, **doer(request), model_name=name, success=success)

@@ -8,11 +8,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from llm_router.admin.application import json_response, read_body
+from llm_router.admin.application import Audit, doer, json_response, read_body
 from llm_router.errors import ConfigError, InvalidRequest
 
 
-def routes(reload: Callable[[], list[str]]) -> list[Route]:
+def routes(reload: Callable[[], list[str]], *, audit: Audit) -> list[Route]:
     """The endpoint `/admin/reload`.
 
     Args:
@@ -25,7 +25,9 @@ def routes(reload: Callable[[], list[str]]) -> list[Route]:
         try:
             needs_restart = reload()
         except ConfigError as error:
+            audit("config_reloaded", **doer(request), success=False, problem=str(error))
             raise InvalidRequest(str(error), status=error.status, code=error.code, param=error.key or None) from error
+        audit("config_reloaded", **doer(request), success=True, needs_restart=", ".join(needs_restart))
         return json_response({"reloaded": True, "needs_restart": needs_restart})
 
     return [Route("/admin/reload", post, methods=["POST"])]

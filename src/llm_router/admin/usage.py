@@ -16,9 +16,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from llm_router.accounts.usage import GROUPS, UsageGroup, UsageTotal, sum_of
-from llm_router.admin.application import json_response
+from llm_router.admin.application import json_response, read_query
 from llm_router.errors import InvalidRequest
-from llm_router.observe.health import timestamp
+from llm_router.observe.timestamp import timestamp
 
 _PARAMETERS: Final = ("by", "since", "until", "key", "model")
 _USUAL_DAYS: Final = 30
@@ -49,7 +49,7 @@ def routes(book: UsageBook, *, now: Callable[[], float]) -> list[Route]:
     """
 
     async def show(request: Request) -> Response:
-        wanted = _parameters(request)
+        wanted = read_query(request, _PARAMETERS)
         by = _groups(wanted.get("by", "key"))
         instant = now()
         until = _instant("until", wanted["until"], is_end=True) if "until" in wanted else instant
@@ -75,21 +75,6 @@ def routes(book: UsageBook, *, now: Callable[[], float]) -> list[Route]:
         )
 
     return [Route("/admin/usage", show, methods=["GET"])]
-
-
-def _parameters(request: Request) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name, value in request.query_params.multi_items():
-        if name not in _PARAMETERS:
-            raise InvalidRequest(
-                f"there is no parameter {name[:100]!r}; there are {', '.join(_PARAMETERS)}",
-                code="unknown_parameter",
-                param=name[:100],
-            )
-        if name in found:
-            raise InvalidRequest(f"{name} is given twice", code="repeated_parameter", param=name)
-        found[name] = value
-    return found
 
 
 def _groups(text: str) -> tuple[UsageGroup, ...]:

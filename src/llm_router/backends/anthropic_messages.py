@@ -52,7 +52,9 @@ class AnthropicMessages:
     def in_use(self) -> int:
         return self.pool.in_use
 
-    def encode(self, request: InferenceRequest, upstream_model: str, request_id: str) -> tuple[bytes, bytes]:
+    def encode(
+        self, request: InferenceRequest, upstream_model: str, request_id: str, trace: str = ""
+    ) -> tuple[bytes, bytes]:
         endpoint = request.endpoint
         if endpoint is Endpoint.MESSAGES:
             body = self._model_names.body(request, upstream_model)
@@ -65,7 +67,7 @@ class AnthropicMessages:
                 code="unsupported",
                 param="model",
             )
-        return self._heads.head(endpoint, upstream_model, request_id, len(body), self._own(request)), body
+        return self._heads.head(endpoint, upstream_model, request_id + trace, len(body), self._own(request)), body
 
     def _own(self, request: InferenceRequest) -> list[tuple[bytes, bytes]]:
         """The headers of the protocol; what is configured counts more than what the caller says."""

@@ -52,8 +52,13 @@ class Backend(Protocol):
     def in_use(self) -> int:
         """Requests of this process that it is working on, those waiting for a connection included."""
 
-    def encode(self, request: InferenceRequest, upstream_model: str, request_id: str) -> tuple[bytes, bytes]:
+    def encode(
+        self, request: InferenceRequest, upstream_model: str, request_id: str, trace: str = ""
+    ) -> tuple[bytes, bytes]:
         """Head (up to and including the empty line) and body of the upstream request.
+
+        Args:
+            trace: header lines of the trace, each with a line end before it; empty outside a trace.
 
         Raises: InvalidRequest when this backend is known not to serve such a request.
         """

@@ -61,13 +61,15 @@ class OpenAICompatible:
     def in_use(self) -> int:
         return self.pool.in_use
 
-    def encode(self, request: InferenceRequest, upstream_model: str, request_id: str) -> tuple[bytes, bytes]:
+    def encode(
+        self, request: InferenceRequest, upstream_model: str, request_id: str, trace: str = ""
+    ) -> tuple[bytes, bytes]:
         endpoint = request.endpoint
         if endpoint is _MESSAGES:
             body = messages_as_chat.chat_body(
                 request, upstream_model, ask_usage=self._spec.stream_usage, is_openai=self._is_openai
             )
-            return self._heads.head(endpoint, upstream_model, request_id, len(body)), body
+            return self._heads.head(endpoint, upstream_model, request_id + trace, len(body)), body
         if endpoint is _EMBEDDING and self._spec.embeddings is False:
             raise InvalidRequest(
                 f"model {request.model!r} cannot embed: its backend {self.name!r} serves no embeddings; "
@@ -79,7 +81,7 @@ class OpenAICompatible:
         if request.stream and not request.asks_usage and self._spec.stream_usage:
             brace = body.index(b"{") + 1
             body = body[:brace] + _ASK_USAGE + body[brace:]
-        return self._heads.head(endpoint, upstream_model, request_id, len(body)), body
+        return self._heads.head(endpoint, upstream_model, request_id + trace, len(body)), body
 
     def reader(self, request: InferenceRequest) -> ReplyReader | None:
         if request.endpoint is not _MESSAGES:

@@ -5,14 +5,15 @@ Not for: bodies of a protocol (openai_compatible.py, anthropic_messages.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 
 from llm_router.chat import Endpoint, InferenceRequest
 from llm_router.routing.table import BackendSpec
+from llm_router.signals import RequestRecord
 
 _MODEL: Final = "{model}"
 _SECRET_CHARACTERS: Final = 8
@@ -58,13 +59,29 @@ class Heads:
         length: int,
         more: Iterable[tuple[bytes, bytes]] = (),
     ) -> bytes:
-        """The whole head of a request with a body of `length` bytes; `more` are headers of the caller's request."""
+        """The whole head of a request with a body of `length` bytes; `more` are headers of the caller's request.
+
+        `request_id` may go on with whole header lines, each with a line end before it.
+        """
         start = self._heads[endpoint]
         if self._has_model:  # of Azure's deployments
             start = start.replace(_MODEL.encode(), quote(upstream_model, safe="").encode(), 1)
         if more:
             request_id += "".join(f"\r\n{name.decode()}: {value.decode()}" for name, value in more)
         return b"%s%s\r\nContent-Length: %d\r\n\r\n" % (start, request_id.encode("ascii"), length)
+
+
+def trace_lines(record: RequestRecord, span_id: str) -> str:
+    """The headers that tell a backend its parent `span_id`, each with a line end before it (W3C Trace Context).
+
+    Where tracing is off, the caller's traceparent goes through as it came.
+    """
+    if record.span_id:
+        parent = f"00-{record.trace_id}-{span_id}-{'01' if record.is_sampled else '00'}"
+    else:
+        parent = record.headers[b"traceparent"].decode("ascii")
+    lines = f"\r\ntraceparent: {parent}"
+    return f"{lines}\r\ntracestate: {record.tracestate}" if record.tracestate else lines
 
 
 class ModelNames:
@@ -88,12 +105,26 @@ class Secrets:
     """The credentials that a backend gets from us, to be taken out of what it quotes."""
 
     def __init__(self, spec: BackendSpec) -> None:
-        self._values = tuple(
-            value.encode() for value in (spec.api_key, *spec.headers.values()) if len(value) >= _SECRET_CHARACTERS
-        )
+        values = [spec.api_key, *spec.headers.values()]
+        values += [value.rpartition(" ")[2] for value in spec.headers.values()]  # of `Bearer …` and `Basic …`
+        for part in spec.query.split("&"):
+            name, _, value = part.partition("=")
+            if "version" not in name.lower():  # Azure's, which errors are about
+                values += [value, unquote(value)]
+        found = {form for value in values if len(value) >= _SECRET_CHARACTERS for form in _forms(value)}
+        # The longest first: one may be a part of another.
+        self._values = tuple(sorted(found, key=len, reverse=True))
 
     def without(self, body: bytes) -> bytes:
         """The body with `***` in their places."""
         for value in self._values:
             body = body.replace(value, b"***")
         return body
+
+
+def _forms(value: str) -> Iterator[bytes]:
+    """A value as it stands in a text, in JSON, and in a URL."""
+    yield value.encode()
+    yield _encode_text(value)[1:-1]
+    yield _encode_text(value)[1:-1].replace(b"/", b"\\/")
+    yield quote(value, safe="").encode()

@@ -77,6 +77,16 @@ class Cache(Protocol):
     def put(self, key: bytes, answer: Cached) -> None:
         """Keep an answer, in the background if that takes time."""
 
+    async def settled(self, key: bytes) -> None:
+        """Wait until what was put for a key is where it is kept, or lost; at once if nothing is on its way."""
+
+    async def delete(self, key: bytes) -> None:
+        """Forget the answer for a key, if there is one and the cache can be reached."""
+
+    @property
+    def problem(self) -> str:
+        """What keeps it from working now, in a sentence without secrets; empty if nothing does."""
+
     def statistics(self) -> CacheStatistics: ...
 
     async def aclose(self) -> None: ...

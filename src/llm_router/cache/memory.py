@@ -74,6 +74,19 @@ class MemoryCache:
         self._by_use[key] = None
         self._size_bytes += size_bytes
 
+    async def settled(self, key: bytes) -> None:
+        """Nothing is ever on its way here."""
+
+    async def delete(self, key: bytes) -> None:
+        """Forget the answer for a key; it does not count as evicted."""
+        if key in self._by_age:
+            self._drop(key)
+
+    @property
+    def problem(self) -> str:
+        """Nothing keeps memory from working."""
+        return ""
+
     def _drop_old(self, now: float) -> None:
         while self._by_age:
             key, entry = next(iter(self._by_age.items()))

@@ -48,6 +48,10 @@ MOST_LOOKUPS: Final = 256
 MOST_WAITING_BYTES: Final = 16 * 1024 * 1024
 """Answers that wait to be written; the next one is not kept."""
 
+_NO_LOOKUPS: Final = "looks up no answers"
+_NO_WRITES: Final = "keeps no answers"
+_NO_DELETIONS: Final = "deletes no answers"
+
 _PREFIX = "llm-router:answer:1:"
 _DIGEST_BYTES = 16
 _BATCH_ENTRIES = 32
@@ -96,7 +100,9 @@ class RedisCache:
         self._lookups = 0
         self._away = False
         self._outages = 0
-        self._refused: set[str] = set()
+        self._refused: dict[str, str] = {}  # what it refuses, and how that was told
+        self._outage = ""
+        self._batch_end: asyncio.Future[None] | None = None
         self._failures = 0
         self._closed = False
         self._task: asyncio.Task[None] | None = None
@@ -126,14 +132,14 @@ class RedisCache:
         except ResponseError as error:
             self._failures += 1
             if not str(error).startswith("WRONGTYPE"):
-                self._tell_refused("looks up no answers", error)
+                self._tell_refused(_NO_LOOKUPS, error)
             return None
         except Exception as error:  # whatever a client library may raise: a cache costs nobody an answer
             self._lose(error, outages)
             return None
         finally:
             self._lookups -= 1
-        self._refused.discard("looks up no answers")
+        self._refused.pop(_NO_LOOKUPS, None)
         if value is None:
             return None
         answer = _unpack(key, value)
@@ -155,6 +161,35 @@ class RedisCache:
         self._waiting[key] = answer
         self._waiting_bytes += size_bytes
         self._start()
+
+    async def settled(self, key: bytes) -> None:
+        """Wait until an answer that was put is written, refused, or lost because Redis went away or this was closed."""
+        while key in self._waiting and not self._closed:
+            if self._batch_end is None:
+                self._batch_end = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._batch_end)
+
+    async def delete(self, key: bytes) -> None:
+        """Delete the answer for a key, also one that waits to be written. Does nothing while Redis is away."""
+        await self.settled(key)  # a deletion on another connection could overtake it
+        if self._away:
+            return
+        outages = self._outages
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._client.delete(_PREFIX + key.hex())
+        except ResponseError as error:
+            self._failures += 1
+            self._tell_refused(_NO_DELETIONS, error)
+        except Exception as error:
+            self._lose(error, outages)
+        else:
+            self._refused.pop(_NO_DELETIONS, None)
+
+    @property
+    def problem(self) -> str:
+        """Why nothing is looked up or kept now, or what Redis refused when it was last asked for it."""
+        return self._outage if self._away else next(iter(self._refused.values()), "")
 
     def statistics(self) -> CacheStatistics:
         """Of what waits to be written: how much Redis holds is shared by many, and its own metrics tell.
@@ -192,8 +227,16 @@ class RedisCache:
                     await self._call()
                 else:
                     await self._write()
+                self._tell_settled()
         finally:
             self._task = None
+            self._tell_settled()
+
+    def _tell_settled(self) -> None:
+        """A batch has ended, well or not: whoever waits for one of its answers may look."""
+        end, self._batch_end = self._batch_end, None
+        if end is not None and not end.done():
+            end.set_result(None)
 
     async def _call(self) -> None:
         try:
@@ -229,9 +272,9 @@ class RedisCache:
                 self._waiting_bytes -= len(answer.body)
             if isinstance(result, Exception):
                 self._failures += 1
-                self._tell_refused("keeps no answers", result)
+                self._tell_refused(_NO_WRITES, result)
             else:
-                self._refused.discard("keeps no answers")
+                self._refused.pop(_NO_WRITES, None)
 
     # -- when it fails --------------------------------------------------------------------------------------
 
@@ -246,15 +289,17 @@ class RedisCache:
         self._waiting.clear()
         self._waiting_bytes = 0
         self._start()
-        self._on_failure(
+        self._outage = (
             f"the cache at {self._where} does not answer ({self._reason(error)}): "
             "until it does, no answer is looked up or kept"
         )
+        self._on_failure(self._outage)
 
     def _tell_refused(self, what: str, error: Exception) -> None:
-        if what not in self._refused:
-            self._refused.add(what)
-            self._on_failure(f"the cache at {self._where} {what}: {error}")
+        is_new = what not in self._refused
+        self._refused[what] = problem = f"the cache at {self._where} {what}: {error}"
+        if is_new:
+            self._on_failure(problem)
 
     def _reason(self, error: Exception) -> str:
         if isinstance(error, TimeoutError | RedisTimeoutError):

@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from llm_router import __version__
-from llm_router.cli import bench, chat, check, keys, models, reload, serve
+from llm_router.cli import bench, chat, check, keys, models, profile, reload, serve, trace
 from llm_router.cli.help import Command, Group
+from llm_router.cli.logs import command as logs
 
 _EPILOG = """A first look:
 
@@ -40,6 +41,9 @@ def build() -> typer.Typer:
     app.add_typer(keys.build(), name="keys")
     app.command("check", cls=Command, epilog=check.EPILOG)(check.check)
     app.command("reload", cls=Command)(reload.reload)
+    app.command("logs", cls=Command, epilog=logs.EPILOG)(logs.logs)
+    app.command("profile", cls=Command, epilog=profile.EPILOG)(profile.profile)
+    app.command("trace", cls=Command, epilog=trace.EPILOG)(trace.trace)
     app.command("bench", cls=Command, epilog=bench.EPILOG)(bench.bench)
     return app
 

@@ -24,9 +24,13 @@ class NotRunning(RouterError):
 
 
 class Refused(RouterError):
-    """Control answered with an error; its message is ours."""
+    """Control answered with an error; its message is ours, `reason` is its code."""
 
     code = "refused"
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -47,12 +51,25 @@ def call(socket_path: str, method: str, path: str, body: dict[str, Any] | None =
         socket_path: `control.sock` of the router's data folder.
     Raises: NotRunning, Refused.
     """
+    content, status = _ask(socket_path, method, path, body)
+    return _decoded(content, status)
+
+
+def fetch(socket_path: str, method: str, path: str) -> bytes:
+    """What control answers, as it is. Raises: NotRunning, Refused."""
+    content, status = _ask(socket_path, method, path, None)
+    if status >= 400:
+        _decoded(content, status)
+    return content
+
+
+def _ask(socket_path: str, method: str, path: str, body: dict[str, Any] | None) -> tuple[bytes, int]:
     connection = _UnixConnection(socket_path)
     headers = {} if body is None else {"content-type": "application/json"}
     try:
         connection.request(method, path, None if body is None else json.dumps(body).encode(), headers)
         reply = connection.getresponse()
-        status, content = reply.status, reply.read()
+        return reply.read(), reply.status
     except (FileNotFoundError, ConnectionRefusedError) as error:
         raise NotRunning(f"no router is running with {socket_path}; start one with `llm-router serve`") from error
     except PermissionError as error:
@@ -63,17 +80,20 @@ def call(socket_path: str, method: str, path: str, body: dict[str, Any] | None =
         ) from error
     finally:
         connection.close()
+
+
+def _decoded(content: bytes, status: int) -> Any:
     try:
         answer = json.loads(content)
     except ValueError as error:
         raise Refused(f"the router answered {status} with something that is not JSON") from error
     if status >= 400:
-        raise Refused(_message(answer, status))
+        raise _refused(answer, status)
     return answer
 
 
-def _message(answer: Any, status: int) -> str:
+def _refused(answer: Any, status: int) -> Refused:
     error = answer.get("error") if isinstance(answer, dict) else None
     if isinstance(error, dict) and error.get("message"):
-        return str(error["message"])
-    return f"the router answered {status}"
+        return Refused(str(error["message"]), str(error.get("code") or ""))
+    return Refused(f"the router answered {status}")

@@ -91,6 +91,11 @@ def plan_of(config: str | None, overrides: dict[str, Any]) -> LaunchPlan:
         workers=server.workers,
         drain_s=server.drain_s,
         banner=banner(settings),
+        console=settings.logs.console,
+        log_level=settings.logs.level,
+        log_levels=settings.logs.levels,
+        service=settings.tracing.service_name,
+        environment=server.environment,
     )
 
 
@@ -103,12 +108,13 @@ def banner(settings: Settings) -> str:
     server = settings.server
     api = f"{server.scheme}://{reachable(server.host)}:{server.port or '{port}'}"
     lines = [f"LLM Runner Router {__version__} is ready.", f"  API      {api}/v1"]
+    monitoring = api
     if server.metrics_port >= 0:
         monitoring = f"http://{reachable(server.metrics_host)}:{server.metrics_port or '{metrics_port}'}"
+    if settings.metrics.enabled:
         lines.append(f"  metrics  {monitoring}{settings.metrics.endpoint}")
+    if settings.health.enabled:
         lines.append(f"  health   {monitoring}{settings.health.endpoint}")
-    else:
-        lines += [f"  metrics  {api}{settings.metrics.endpoint}", f"  health   {api}{settings.health.endpoint}"]
     lines += [f"  note     {note}" for note in settings.notes]
     if settings.routing.default_model:
         body = (

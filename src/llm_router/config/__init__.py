@@ -9,9 +9,10 @@ from llm_router.config.exposure import KeysNeeded, is_loopback, keys_needed
 from llm_router.config.load import FILE_NAME, load
 from llm_router.config.settings import (
     AccountsSettings,
-    HealthSettings,
+    AlertingSettings,
     MetricsSettings,
     ModelSettings,
+    MonitoringSettings,
     RoutingSettings,
     ServerSettings,
     Settings,
@@ -20,10 +21,11 @@ from llm_router.config.settings import (
 __all__ = [
     "FILE_NAME",
     "AccountsSettings",
-    "HealthSettings",
+    "AlertingSettings",
     "KeysNeeded",
     "MetricsSettings",
     "ModelSettings",
+    "MonitoringSettings",
     "RoutingSettings",
     "ServerSettings",
     "Settings",

@@ -15,9 +15,12 @@ import msgspec
 import yaml
 
 from llm_router.errors import ConfigError
+from llm_router.observe.logs.redact import is_secret_name
 
 _REFERENCE: Final = re.compile(r"\$(?:\$|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}|\{[^}]*\}?)")
 _LITELLM_PREFIX: Final = "os.environ/"
+_NAMED: Final = re.compile(r".*\b(alias|anchor|tag|tag handle) ['\"].*", re.DOTALL)
+_SECRET_PARTS: Final = frozenset(("url", "database", "redis", "endpoint", "query", "api_base", "base_url", "target"))
 _COLLECTIONS: Final = frozenset(("tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"))
 _NODES_MAX: Final = 100_000
 """Values one file may expand to: aliases of aliases ("billion laughs") end here, long before memory does."""
@@ -63,7 +66,9 @@ def read(text: str, name: str, env: Mapping[str, str]) -> Document:
         # Inside {...} and [...] a brace ends the text, which is no mistake that one sees.
         written = text.splitlines()[mark.line : mark.line + 1] if mark else []
         hint = "; put ${...} into quotes here" if written and "${" in written[0] else ""
-        raise ConfigError("", f"{name}{place} is not valid YAML: {error.problem or error.context}{hint}") from error
+        # What begins with *, & or ! is quoted by the parser, and may be a password.
+        problem = _NAMED.sub("a \\1 that is none: put texts that begin with * & or ! into quotes", error.problem or "")
+        raise ConfigError("", f"{name}{place} is not valid YAML: {problem or error.context}{hint}") from error
     except yaml.YAMLError as error:
         raise ConfigError("", f"{name} is not valid YAML: {error}") from error
     finally:
@@ -73,6 +78,12 @@ def read(text: str, name: str, env: Mapping[str, str]) -> Document:
     if not isinstance(data, dict):
         raise ConfigError("", f"{name} holds a {type(data).__name__} at its top; it should hold keys like `models:`")
     return Document(name, data, walk.lines)
+
+
+def _may_be_secret(path: str) -> bool:
+    """Whether the value of that key may hold a password."""
+    name = path.rpartition(".")[2]
+    return is_secret_name(name) or ".headers." in f".{path}" or name in _SECRET_PARTS
 
 
 class _Walk:
@@ -138,9 +149,8 @@ class _Walk:
             if match[0] == "$$":
                 return "$"
             if match[1] is None:
-                raise ConfigError(
-                    path, f"{match[0]!r} is no variable: write ${{NAME}} or ${{NAME:-default}}, or $$ for a $"
-                )
+                shown = "'${...'" if _may_be_secret(path) else repr(match[0])
+                raise ConfigError(path, f"{shown} is no variable: write ${{NAME}} or ${{NAME:-default}}, or $$ for a $")
             return self._variable(match[1], match[2], path)
 
         return Filled(_REFERENCE.sub(replace, text), text)

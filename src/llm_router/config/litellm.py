@@ -95,7 +95,10 @@ _INFO_ONLY: Final = ("id", "description")
 """Names and remarks: nothing would be applied."""
 
 _API_VERSION: Final = re.compile(r"\d{4}-\d{2}-\d{2}(?:-preview)?")
-_OURS: Final = {"server", "access", "front", "routing", "cache", "limits", "accounts", "metrics", "health"}
+_OURS: Final = {
+    "server", "access", "front", "routing", "cache", "limits", "accounts",
+    "monitoring", "metrics", "health", "logs", "tracing", "profiler", "alerting",
+}  # fmt: skip
 
 Fail = Callable[[str, str], ConfigError]
 

@@ -32,18 +32,34 @@ from llm_router.config.presets import NEED_A_KEY, Preset, with_preset
 from llm_router.config.settings import (
     SECTIONS,
     AccountsSettings,
-    HealthSettings,
+    AlertingSettings,
     MetricsSettings,
     ModelSettings,
+    MonitoringSettings,
     RoutingSettings,
     ServerSettings,
     Settings,
 )
 from llm_router.config.shape import Shaper, suggest
+from llm_router.config.surfaces import (
+    check_endpoints,
+    check_health,
+    check_logs,
+    check_metrics,
+    check_profiler,
+    check_tracing,
+    with_levels,
+)
 from llm_router.errors import ConfigError
 from llm_router.gateway.front import FrontSettings
 from llm_router.models.launch import RunnerSpec
 from llm_router.models.registry import DEFAULT_MODEL, SUFFIX
+from llm_router.observe.health.settings import HealthSettings
+from llm_router.observe.logs.redact import redact
+from llm_router.observe.logs.settings import LogSettings
+from llm_router.observe.profiling.settings import ProfilerSettings
+from llm_router.observe.tracing.environment import settings_from_env
+from llm_router.observe.tracing.settings import TracingSettings
 from llm_router.routing.table import BackendSpec
 from llm_router.signals import OTHER
 
@@ -60,8 +76,14 @@ _ENVIRONMENT: Final = {
     "ENVIRONMENT": "server.environment",
     "DATABASE_URL": "accounts.database",
     "REDIS_URL": "accounts.redis",
+    "MONITORING_ENABLED": "monitoring.enabled",
+    "PROMETHEUS_ENABLED": "metrics.enabled",
     "METRICS_ENDPOINT": "metrics.endpoint",
+    "HEALTH_CHECK_ENABLED": "health.enabled",
     "HEALTH_ENDPOINT": "health.endpoint",
+    "ALERTING_ENABLED": "alerting.enabled",
+    "PROFILER_ENABLED": "profiler.enabled",
+    "LOG_LEVEL": "logs.level",
 }
 _FLAGS: Final = {
     "host": "server.host",
@@ -80,7 +102,8 @@ _WORKERS_MAX: Final = 64
 _BACKEND_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MODEL_NAME: Final = re.compile(r"[^\s\x00-\x1f\x7f\"]{1,200}")
 _PROVIDER: Final = re.compile(r"[A-Za-z0-9_-]{0,64}")
-_ENDPOINT: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
+_SWITCHED: Final = ("metrics", "health", "alerting", "profiler", "tracing")
+"""What `monitoring.enabled: false` turns off. Logs are the operator's, not the monitoring's."""
 
 
 def load(
@@ -97,10 +120,15 @@ def load(
 
     Raises: ConfigError naming key, value and way out.
     """
-    document = _document(path, env)
-    return _Load(document, env, overrides, files_needed=files_needed).settings(
-        os.path.abspath(document.name) if document.name else ""
-    )
+    try:
+        document = _document(path, env)
+        settings = _Load(document, env, overrides, files_needed=files_needed).settings(
+            os.path.abspath(document.name) if document.name else ""
+        )
+    except ConfigError as error:
+        # Values are shown where they are no secrets; what looks like a key may stand there by mistake.
+        raise ConfigError(redact(error.key), redact(error.problem)) from None
+    return msgspec.structs.replace(settings, notes=tuple(redact(note) for note in settings.notes))
 
 
 def usable_cpus() -> int:
@@ -132,6 +160,7 @@ class _Load:
         self, document: Document, env: Mapping[str, str], overrides: Mapping[str, Any], *, files_needed: bool
     ) -> None:
         self._document = document
+        self._env = env
         self._files_needed = files_needed
         self._origins: dict[str, str] = {}
         self._aliases: dict[str, str] = {}
@@ -184,13 +213,18 @@ class _Load:
         check_limits(limits, "limits", self.fail)
         cache = self._shaper.build(CacheSettings, data.get("cache"), "cache")
         check_cache(cache, self.fail)
+        health = self._health(data.get("health"), models)
         metrics = self._shaper.build(MetricsSettings, data.get("metrics"), "metrics")
-        health = self._shaper.build(HealthSettings, data.get("health"), "health")
-        self._endpoints(metrics.endpoint, health.endpoint)
+        check_metrics(metrics, self.fail)
+        check_endpoints(metrics, health, self.fail)
+        logs = self._shaper.build(LogSettings, with_levels(data.get("logs")), "logs")
+        check_logs(logs, self.fail)
+        profiler = self._shaper.build(ProfilerSettings, data.get("profiler"), "profiler")
+        check_profiler(profiler, self.fail)
         accounts = self._accounts(data.get("accounts"), server)
         used = {deployment.backend for model in models for deployment in model.deployments}
         self._notes += [f"backend {backend.name!r} serves no model" for backend in backends if backend.name not in used]
-        return Settings(
+        settings = Settings(
             server=server,
             access=access,
             front=self._front(data.get("front")),
@@ -200,11 +234,16 @@ class _Load:
             cache=cache,
             limits=limits,
             accounts=accounts,
+            monitoring=self._shaper.build(MonitoringSettings, data.get("monitoring"), "monitoring"),
             metrics=metrics,
             health=health,
+            logs=logs,
+            tracing=self._tracing(data.get("tracing")),
+            profiler=profiler,
+            alerting=self._shaper.build(AlertingSettings, data.get("alerting"), "alerting"),
             source=source,
-            notes=tuple(self._notes),
         )
+        return msgspec.structs.replace(self._switched(settings), notes=tuple(self._notes))
 
     def _set(self, data: dict[str, Any], key: str, value: Any, origin: str) -> None:
         section, _, name = key.partition(".")
@@ -488,16 +527,35 @@ class _Load:
             raise self.fail("server.insecure", "contradicts accounts.require_key: always; leave one of the two out")
         return accounts
 
-    def _endpoints(self, metrics: str, health: str) -> None:
-        for key, endpoint in (("metrics.endpoint", metrics), ("health.endpoint", health)):
-            if not _ENDPOINT.fullmatch(endpoint):
-                raise self.fail(
-                    key, f"{endpoint!r} is no path: it begins with / and does not end with it, like /metrics"
-                )
-            if endpoint.startswith(("/v1/", "/api/")) or endpoint in {"/v1", "/api"}:
-                raise self.fail(key, f"{endpoint!r} would hide a part of the API")
-        if metrics == health:
-            raise self.fail("health.endpoint", f"{health!r} is the path of the metrics too")
+    def _health(self, raw: Any, models: tuple[ModelSettings, ...]) -> HealthSettings:
+        health = self._shaper.build(HealthSettings, raw, "health")
+        if health.disk_path:
+            path = os.path.abspath(os.path.expanduser(health.disk_path))
+            health = msgspec.structs.replace(health, disk_path=path)
+        check_health(health, [model.name for model in models], self.fail)
+        return health
+
+    def _tracing(self, raw: Any) -> TracingSettings:
+        """The file's, with what OpenTelemetry's variables say over it."""
+        tracing = self._shaper.build(TracingSettings, raw, "tracing")
+        check_tracing(tracing, self.fail)
+        found = settings_from_env(self._env, tracing)
+        self._notes += found.notes
+        endpoint = found.settings.endpoint
+        if endpoint and endpoint == tracing.endpoint and not urlsplit(endpoint).path.strip("/"):
+            self._notes.append("tracing.endpoint has no path; most collectors want /v1/traces at the end")
+        return found.settings
+
+    def _switched(self, settings: Settings) -> Settings:
+        """The settings as they are, or without what the one switch for all of the monitoring turns off."""
+        if settings.monitoring.enabled:
+            return settings
+        for name in _SWITCHED:
+            section = self._data.get(name)
+            if isinstance(section, Mapping) and "enabled" in section and getattr(settings, name).enabled:
+                self._notes.append(f"{name} is off although it is enabled: monitoring.enabled is false")
+        off = {name: msgspec.structs.replace(getattr(settings, name), enabled=False) for name in _SWITCHED}
+        return msgspec.structs.replace(settings, **off)
 
 
 def _cycle(name: str, models: Mapping[str, ModelSettings]) -> list[str]:

@@ -19,6 +19,10 @@ from llm_router.config.shape import Section
 from llm_router.gateway.front import FrontSettings
 from llm_router.models.launch import RunnerSpec
 from llm_router.models.prices import Price
+from llm_router.observe.health.settings import HealthSettings
+from llm_router.observe.logs.settings import LogSettings
+from llm_router.observe.profiling.settings import ProfilerSettings
+from llm_router.observe.tracing.settings import TracingSettings
 from llm_router.routing.table import (
     BackendSpec,
     BreakerSpec,
@@ -160,17 +164,31 @@ class AccountsSettings(msgspec.Struct, frozen=True, kw_only=True):
         return f"AccountsSettings({self.database.partition(':')[0] or 'no database'}, {self.require_key}{shared})"
 
 
-class MetricsSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What is exported where. `guide_names` adds the unprefixed names of the monitoring guide."""
+class MonitoringSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Off, `load` gives settings in which metrics, health, alerting, profiler and tracing are off; logs go on."""
 
+    enabled: bool = True
+
+
+class MetricsSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What is counted, and exported where.
+
+    Args:
+        enabled: off, nothing is counted and there is no such route.
+        guide_names: adds the unprefixed names of the monitoring guide.
+        sample: route template to n: of its requests, histograms observe one in n; counters stay exact.
+    """
+
+    enabled: bool = True
     endpoint: str = "/metrics"
     guide_names: bool = True
+    sample: dict[str, int] = {}
 
 
-class HealthSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Where health is told."""
+class AlertingSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether rules are evaluated."""
 
-    endpoint: str = "/health"
+    enabled: bool = True
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -180,6 +198,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         limits: of all callers together.
         source: absolute path of the file that was read; empty if there was none.
         notes: what an operator should know although nothing is wrong.
+
+    Where `monitoring` is off, so are `metrics`, `health`, `alerting`, `profiler` and `tracing`: nobody has to look at both.
     """
 
     server: ServerSettings = ServerSettings()
@@ -191,8 +211,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     cache: CacheSettings = CacheSettings()
     limits: Limits = Limits()
     accounts: AccountsSettings = AccountsSettings()
+    monitoring: MonitoringSettings = MonitoringSettings()
     metrics: MetricsSettings = MetricsSettings()
     health: HealthSettings = HealthSettings()
+    logs: LogSettings = LogSettings()
+    tracing: TracingSettings = TracingSettings()
+    profiler: ProfilerSettings = ProfilerSettings()
+    alerting: AlertingSettings = AlertingSettings()
     source: str = ""
     notes: tuple[str, ...] = ()
 
@@ -206,10 +231,13 @@ SECTIONS: Final = (
     Section(Price, internal=frozenset({"tiers", "cache_write_1h"})),
     Section(CacheSettings, renamed={"max_bytes": "max_size"}, secret=frozenset({"url"})),
     Section(AccountsSettings, secret=frozenset({"database", "redis"})),
+    # `keep` is how long; both would lose their unit.
+    Section(LogSettings, renamed={"keep_bytes": "keep_size"}),
+    Section(TracingSettings, secret=frozenset({"endpoint", "headers"})),
     Section(RunnerSpec, internal=frozenset({"name", "path", "key"})),
     Section(
         BackendSpec,
-        internal=frozenset({"local_model", "ready"}),
+        internal=frozenset({"local_model", "only_embeds", "ready"}),
         groups={"timeouts": ("connect_s", "first_byte_s", "gap_s", "total_s", "wait_s")},
         secret=frozenset({"api_key", "headers", "query"}),
         elsewhere={"preset": Preset},

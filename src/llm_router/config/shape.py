@@ -2,7 +2,8 @@
 
 A key is the name of a field without its unit; the value carries the unit: `idle_timeout_s` is read from
 `idle_timeout: 75s`, `max_body_bytes` from `max_body: 10MiB`. Fields named in `Section.internal` cannot be
-configured; fields named in `Section.groups` stand in a mapping of their own.
+configured; fields named in `Section.groups` stand in a mapping of their own. A rate (`recent_per_s`) is a number, its
+key keeps the unit.
 Not for: what belongs together across sections (load.py).
 """
 
@@ -49,7 +50,9 @@ class Section(NamedTuple):
 
     def key(self, field: str) -> str:
         """The key of a field: its name without the unit, which the value carries."""
-        return self.renamed.get(field) or field.removesuffix("_s").removesuffix("_bytes")
+        if renamed := self.renamed.get(field):
+            return renamed
+        return field.removesuffix("_s") if _is_duration(field) else field.removesuffix("_bytes")
 
 
 class Key(NamedTuple):
@@ -145,7 +148,7 @@ class Shaper:
         if origin is tuple:
             return self._sequence(arguments[0], name, value, path, shown)
         if origin is dict:
-            return self._table(value, path, shown)
+            return self._table(arguments[1], name, value, path, shown)
         if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
             return self.build(hint, value, path)
         try:
@@ -179,16 +182,21 @@ class Shaper:
             for index, item in enumerate(value)
         )
 
-    def _table(self, value: Any, path: str, shown: str) -> dict[str, str]:
+    def _table(self, hint: Any, name: str, value: Any, path: str, shown: str) -> dict[str, Any]:
+        if value is None:  # `checks:` with nothing below it
+            return {}
         if not isinstance(value, Mapping):
-            raise self._fail(path, f"should hold names and texts, not {shown}")
-        for key, text in value.items():
-            if not isinstance(text, str):
-                raise self._fail(join(path, key), "should be text; put it into quotes")
-        return {str(key): str(text) for key, text in value.items()}
+            raise self._fail(path, f"should hold {_table_name(name, hint)}, not {shown}")
+        filled = {}
+        for key, item in value.items():
+            at = join(path, str(key))
+            if hint is str and not isinstance(item, str):
+                raise self._fail(at, "should be text; put it into quotes")
+            filled[str(key)] = self._value(hint, name, item, at, shown if shown == "a secret" else _show(item))
+        return filled
 
     def _scalar(self, hint: Any, name: str, value: Any) -> Any:
-        if name.endswith("_s"):
+        if _is_duration(name):
             if not isinstance(value, str) and not (value == 0 and not isinstance(value, bool)):
                 raise ValueError("a duration has a unit, like 30s, 1m30s or 250ms")
             return seconds(str(value))
@@ -221,7 +229,7 @@ def keys(struct: type[msgspec.Struct], sections: Iterable[Section], path: str = 
         hint = hints[field.name]
         inner = _inner(hint)
         if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
-            yield from keys(inner, known.values(), at + "[]" if _is_list(hint) else at)
+            yield from keys(inner, known.values(), at + _place(hint))
         else:
             yield Key(at, _type_name(field.name, hint), _default(field))
     for key, hint in section.elsewhere.items():
@@ -250,10 +258,12 @@ def _show(value: Any) -> str:
 def _boolean(value: Any) -> bool:
     if isinstance(value, bool):
         return value
+    if isinstance(value, int) and value in (0, 1):
+        return bool(value)
     words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
     if isinstance(value, str) and value.strip().lower() in words:
         return words[value.strip().lower()]
-    raise ValueError("write true or false")
+    raise ValueError("write true or false (or yes and no, on and off, 1 and 0)")
 
 
 def _integer(value: Any) -> int:
@@ -279,12 +289,25 @@ def _number(value: Any) -> float:
 
 
 def _inner(hint: Any) -> Any:
-    """The type inside `X | None` and `tuple[X, ...]`, or the type itself."""
+    """The type inside `X | None` and `tuple[X, ...]`, the struct inside `dict[str, X]`, or the type itself."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
         hints = [argument for argument in arguments if argument is not type(None)]
         return _inner(hints[0]) if len(hints) == 1 else hint
+    if origin is dict and isinstance(arguments[1], type) and issubclass(arguments[1], msgspec.Struct):
+        return arguments[1]
     return arguments[0] if origin is tuple else hint
+
+
+def _is_duration(name: str) -> bool:
+    return name.endswith("_s") and not name.endswith("_per_s")
+
+
+def _place(hint: Any) -> str:
+    """What stands in a path for the one of several that is meant."""
+    if _is_list(hint):
+        return "[]"
+    return ".<name>" if typing.get_origin(hint) is dict else ""
 
 
 def _is_list(hint: Any) -> bool:
@@ -299,7 +322,7 @@ def _type_name(name: str, hint: Any) -> str:
     parts = [part for part in _parts(hint) if part is not type(None)]
     if parts:
         return " or ".join(_type_name(name, part) for part in parts)
-    if name.endswith("_s"):
+    if _is_duration(name):
         return "duration"
     if name.endswith("_bytes"):
         return "size"
@@ -309,9 +332,15 @@ def _type_name(name: str, hint: Any) -> str:
         *choices, last = (f"`{choice}`" for choice in typing.get_args(inner))
         return listed + (f"{', '.join(choices)} or {last}" if choices else last)
     if typing.get_origin(inner) is dict:
-        return "names and texts"
+        return _table_name(name, typing.get_args(inner)[1])
     word = {bool: "true or false", int: "whole number", float: "number", str: "text"}[inner]
     return f"{listed}{word}s" if listed else word
+
+
+def _table_name(name: str, hint: Any) -> str:
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        return "names, each with keys below it"
+    return f"names and {_type_name(name, hint)}s"
 
 
 def _default(field: msgspec.structs.FieldInfo) -> str | None:
@@ -320,7 +349,7 @@ def _default(field: msgspec.structs.FieldInfo) -> str | None:
     value = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
     if value is None or value in ("", (), {}):
         return ""
-    if field.name.endswith("_s"):
+    if _is_duration(field.name):
         return show_seconds(value)
     if field.name.endswith("_bytes"):
         return show_bytes(value)

@@ -26,6 +26,10 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
+COUNTED: Final = "llm_router.counted"
+"""Key of the scope: whoever measures requests around this front has a function there, which is called when one is
+measured here already."""
+
 _PATH_SAFE: Final = "/%:@!$&'()*+,;=~-._"
 
 
@@ -54,6 +58,8 @@ class AsgiFront:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            if (counted := scope.get(COUNTED)) is not None:
+                counted()
             await self._serve(scope, receive, send)
         elif scope["type"] == "lifespan":
             while (await receive())["type"] != "lifespan.shutdown":
@@ -75,7 +81,8 @@ class AsgiFront:
         try:
             body = await self._read_body(headers, receive)
         except InvalidRequest as error:
-            refusal = Refusal(error, scope["method"], path, headers.get(b"x-request-id", b""), received_at)
+            given = headers.get(b"x-request-id", b"")
+            refusal = Refusal(error, scope["method"], path, given, received_at, _client(scope))
             reply = self._refuse(refusal)
             length = (b"content-length", b"%d" % len(reply.body))
             close = (b"connection", b"close")
@@ -86,15 +93,13 @@ class AsgiFront:
             return
         except ClientGone:
             return
-        client = scope.get("client")
-        host = f"[{client[0]}]" if client and ":" in client[0] else client[0] if client else ""
         request = Request(
             scope["method"],
             path,
             scope["query_string"].decode("latin-1"),
             headers,
             body,
-            f"{host}:{client[1]}" if client else "",
+            _client(scope),
             received_at,
             scope["http_version"],
         )
@@ -257,3 +262,12 @@ def _raw_path(scope: Scope) -> str:
     if root and text.startswith(root):
         text = text[len(root) :]
     return text or "/"
+
+
+def _client(scope: Scope) -> str:
+    """`ip:port` of the peer; empty if the server does not tell."""
+    client = scope.get("client")
+    if not client:
+        return ""
+    host, port = client[0], client[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -22,11 +22,13 @@ import msgspec
 from llm_router.accounts.access import AccessSettings, Guard
 from llm_router.accounts.limiter import Limiter
 from llm_router.chat import Endpoint, InferenceRequest
-from llm_router.errors import InvalidRequest, ModelNotFound, RouterError
+from llm_router.errors import BackendError, InvalidRequest, ModelNotFound, RouterError
 from llm_router.gateway import anthropic, generate, openai
 from llm_router.gateway.answers import Answers
 from llm_router.gateway.auth import Doorman
+from llm_router.gateway.forward import Forwarded
 from llm_router.gateway.inference import Answer, Form, Inference
+from llm_router.gateway.quotes import without_quotes
 from llm_router.gateway.replies import (
     COUNT_TOKENS,
     JSON,
@@ -37,9 +39,10 @@ from llm_router.gateway.replies import (
     request_error_type,
 )
 from llm_router.gateway.seam import ClientGone, Refusal, RefusalReply, Request, Responder
+from llm_router.gateway.trace_context import TraceContext
 from llm_router.routing.needs import estimate_input_tokens
 from llm_router.routing.router import Router
-from llm_router.signals import OTHER, Recorder, RequestRecord
+from llm_router.signals import CURRENT, OTHER, Recorder, RequestRecord
 
 _log = logging.getLogger("llm_router.gateway")
 
@@ -51,7 +54,7 @@ _FORWARDED_PATHS = frozenset({"/", "/metrics", "/metrics/json", "/health", "/adm
 _FORWARDED_PREFIXES = ("/metrics/", "/health/", "/debug", "/admin/", "/api/v1/", "/api/v2/", "/-/")
 
 Handler = Callable[[Request, Responder, RequestRecord], Awaitable[None]]
-Forward = Callable[[Request, Responder], Awaitable[int]]
+Forward = Callable[[Request, Responder], Awaitable[Forwarded]]
 
 
 class Core:
@@ -65,6 +68,7 @@ class Core:
         monitoring_paths: configured paths that `forward` serves beside the usual ones.
         doorman: knows the keys; None where somebody else authorises (library mode).
         limiter: knows the limits; None where there are none.
+        traces: begins or continues the trace of each request; None where there are none.
         clock: monotonic seconds, with better than millisecond resolution.
     """
 
@@ -78,8 +82,10 @@ class Core:
         monitoring_paths: frozenset[str] = frozenset(),
         doorman: Doorman | None = None,
         limiter: Limiter | None = None,
+        traces: TraceContext | None = None,
         clock: Callable[[], float],
     ) -> None:
+        self.traces = traces
         self._router = router
         self._recorder = recorder
         self._forward = forward
@@ -119,6 +125,10 @@ class Core:
         """The keys are known: whoever has one is let in from now on, or everybody if none is needed."""
         self._inference.knows_keys = True
 
+    def keep_content(self, keeps: bool) -> None:
+        """Whether records get the bodies of inferences from the next request on."""
+        self._inference.keeps_content = keeps
+
     @property
     def draining(self) -> bool:
         """Whether new inferences are refused because this process ends."""
@@ -136,6 +146,12 @@ class Core:
             request_id = given.decode("ascii")
         route, method, handler = self._find(request.path)
         record = RequestRecord(request.method, route, request_id, request.received_at)
+        record.path, record.query = request.path, request.query
+        record.headers, record.client = headers, request.client
+        if self.traces is not None:
+            self.traces.begin(record, headers)
+        record.begun_at = self._clock()
+        CURRENT.set(record)  # each request has a task, and so a context, of its own
         self._recorder.begin()
         self._in_flight += 1
         try:
@@ -156,6 +172,7 @@ class Core:
             record.status = _CLIENT_CLOSED_REQUEST
             record.outcome = "cancelled"
             record.error_type = "client_gone"
+            record.error = "the client left before its reply was complete"
             if isinstance(error, asyncio.CancelledError):
                 raise
         except Exception:
@@ -181,11 +198,13 @@ class Core:
         route = self._find(refusal.path)[0] if refusal.path else OTHER
         record = RequestRecord(refusal.method or OTHER, route, request_id, refusal.received_at)
         self._recorder.begin()
-        record.status = refusal.error.status
-        record.error_type = error_type(refusal.error)
+        error = refusal.error
+        body = _error_body(error, route, request_id)
+        record.path, record.client = refusal.path, refusal.client
+        record.status, record.error_type, record.error = error.status, error_type(error), error.message
+        record.response_type, record.response_bytes = JSON[1], len(body)
         self._recorder.finish(record, self._clock())
-        headers = [JSON, (b"x-request-id", request_id.encode()), *refusal.error.headers]
-        return RefusalReply(refusal.error.status, headers, _error_body(refusal.error, route, request_id))
+        return RefusalReply(error.status, [JSON, (b"x-request-id", request_id.encode()), *error.headers], body)
 
     def _find(self, path: str) -> tuple[str, str, Handler]:
         """Route template, allowed method (`*` for any) and handler of a path."""
@@ -256,7 +275,8 @@ class Core:
 
     def _reply(self, responder: Responder, record: RequestRecord, request: Request, status: int, body: bytes) -> None:
         record.status = status
-        record.outcome = "success"
+        record.outcome = "success" if status < 400 else "error"
+        record.response_type, record.response_bytes = JSON[1], len(body)
         headers = [JSON, *self._headers.plain(record, request)]
         self._recorder.finish(record, self._clock())
         responder.start(status, headers)
@@ -264,8 +284,13 @@ class Core:
 
     async def _forwarded(self, request: Request, responder: Responder, record: RequestRecord) -> None:
         assert self._forward is not None
-        record.status = status = await self._forward(request, responder)
-        if 400 <= status < 500:
+        # Control names its reply by this: whoever has it finds the line here.
+        request.headers[b"x-request-id"] = record.request_id.encode()
+        status, record.response_bytes, record.response_type = await self._forward(request, responder)
+        record.status = status
+        if status < 400:
+            record.outcome = "success"
+        elif status < 500:
             record.error_type = request_error_type(status)
 
     async def _unknown(self, request: Request, responder: Responder, record: RequestRecord) -> None:
@@ -279,7 +304,7 @@ class Core:
             asked = headers.get(b"access-control-request-headers", b"")
             preflight = self._headers.guard.preflight(headers.get(b"origin", b""), asked)
             if preflight:
-                record.status = 204
+                record.status, record.outcome = 204, "success"
                 self._recorder.finish(record, self._clock())
                 responder.start(204, [(b"x-request-id", record.request_id.encode()), *preflight])
                 responder.end()
@@ -301,12 +326,17 @@ class Core:
         record.status = error.status
         record.outcome = "error"
         record.error_type = error_type(error)
+        record.error = error.message
+        if isinstance(error, BackendError):  # in words of the backend's
+            record.error = without_quotes(error.message, request.body)
         now = self._clock()
         request_id = record.request_id
         make = self._headers.inference if record.is_inference else None
         headers = self._headers.plain(record, request) if make is None else make(record, now, request)
         headers += of_error(error)
         body = _error_body(error, record.route, request_id)
+        if not responder.started:
+            record.response_type, record.response_bytes = JSON[1], len(body)
         if not record.finished:
             self._recorder.finish(record, now)
         if not responder.started and not responder.gone:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from llm_router.errors import BackendError, Unavailable
 from llm_router.gateway.seam import HeaderList, Request, Responder
@@ -43,6 +43,14 @@ def control_pool(path: str, *, recorder: Recorder | None = None, loop: asyncio.A
     return Pool("control", Origin("unix", "localhost", 0, path), settings, recorder or NoRecorder(), loop=loop)
 
 
+class Forwarded(NamedTuple):
+    """What control answered: status, and size and type of the body that was passed on."""
+
+    status: int
+    size_bytes: int
+    content_type: bytes
+
+
 class Forwarder:
     """Serves requests by asking control.
 
@@ -55,8 +63,8 @@ class Forwarder:
         self._pool = pool
         self._heartbeat = heartbeat
 
-    async def __call__(self, request: Request, responder: Responder) -> int:
-        """Answer `request` with control's reply, streamed. Returns its status.
+    async def __call__(self, request: Request, responder: Responder) -> Forwarded:
+        """Answer `request` with control's reply, streamed.
 
         Raises: Unavailable when control is away or went away. If the responder was started by then, the reply
             cannot be completed and the connection must be cut. ClientGone when the client left.
@@ -68,7 +76,9 @@ class Forwarder:
                 headers = [*headers, (b"content-length", b"%d" % reply.length)]
             data = await reply.chunk()  # if control goes away before, the caller still gets a whole error
             responder.start(reply.status, headers)
+            size, content_type = 0, reply.header(b"content-type") or b""
             while data:
+                size += len(data)
                 waiting = responder.write(data)
                 if waiting is not None:
                     await waiting
@@ -78,7 +88,7 @@ class Forwarder:
             raise _away(error.problem) from error
         finally:
             reply.close()
-        return reply.status
+        return Forwarded(reply.status, size, content_type)
 
     async def _send(self, head: bytes, body: bytes) -> Reply:
         self._check()

@@ -890,7 +890,7 @@ class Connection(asyncio.Protocol):
         is_known = (headers or self._parsed_head) and error.status != 414
         path = self._target.partition(b"?")[0].decode("latin-1") if is_known else ""
         method = self._parser.get_method().decode("latin-1") if path else ""
-        refusal = Refusal(error, method, path, headers.get(b"x-request-id", b""), self._received_at)
+        refusal = Refusal(error, method, path, headers.get(b"x-request-id", b""), self._received_at, self._client)
         try:
             reply = front.refuse(refusal)
             head = render_head(reply.status, reply.headers)

@@ -48,9 +48,14 @@ _decode_reply = msgspec.json.Decoder(_Reply).decode
 _encode = msgspec.json.Encoder().encode
 
 
+def snake_name(name: str) -> str:
+    """`max_tokens` of `maxTokens`; a name in snake_case as it is."""
+    return _HUMP.sub(r"_\1", name).lower()
+
+
 def snake_case(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options under OpenAI's names: `maxTokens`, `stopSequences` and the like become `max_tokens` and `stop`."""
-    named = {_HUMP.sub(r"_\1", key).lower(): value for key, value in options.items()}
+    named = {snake_name(key): value for key, value in options.items()}
     for old, new in _RENAMED.items():
         if old in named:
             named.setdefault(new, named.pop(old))

@@ -32,6 +32,7 @@ from llm_router.errors import (
 from llm_router.gateway.answers import Answers, Keeper
 from llm_router.gateway.auth import Doorman
 from llm_router.gateway.guess import output_tokens
+from llm_router.gateway.quotes import without_quotes
 from llm_router.gateway.replies import CACHED, JSON, ReplyHeaders, error_type, passed, upstream_error_type
 from llm_router.gateway.seam import HeaderList, Request, Responder
 from llm_router.gateway.sse import Watch, watch_for
@@ -45,6 +46,7 @@ from llm_router.signals import Recorder, RequestRecord
 _GAPS_KEPT = 256
 _END_AFTER_DONE_S = 1.0
 _MICRO = 1_000_000
+_CONTENT_KEPT_BYTES = 256 * 1024  # of a stream, where the operator wants to see what was said
 
 
 class Answer(NamedTuple):
@@ -99,6 +101,7 @@ class Inference:
         late_s: how late the loop is, when that is too late to accept anything; else 0.
         answers: the cache; None for none.
         knows_keys: whether the doorman was told which keys there are; true without one.
+        keeps_content: whether records get the bodies of request and reply.
     """
 
     def __init__(
@@ -123,6 +126,7 @@ class Inference:
         self.late_s = 0.0
         self.answers: Answers | None = None
         self.knows_keys = doorman is None
+        self.keeps_content = False
 
     async def identify(self, request: Request) -> KeySpec | None:
         """Whose key the request shows. Raises: Unauthorized, late if the address failed often; Forbidden."""
@@ -143,6 +147,9 @@ class Inference:
         if self.late_s:
             raise Overloaded(f"this worker is {self.late_s:.1f} s behind and takes nothing new; retry in a second")
         key = await self.identify(request)
+        record.identified_at = self._clock()
+        if self.keeps_content:
+            record.request_body = request.body
         inference = form.read(request.body)
         if form.take_headers is not None:
             form.take_headers(request.headers, inference)
@@ -158,7 +165,10 @@ class Inference:
         if plan is None and not timeout_s:
             await self._answer(_Turn(form, inference, request, responder, record, ()))
             return
-        reservation = None if plan is None else await self._reserve(plan, inference, record)
+        reservation = None
+        if plan is not None:
+            reservation = await self._reserve(plan, inference, record)
+            record.allowed_at = self._clock()
         try:
             allowed = () if reservation is None else reservation.headers()
             turn = _Turn(form, inference, request, responder, record, allowed)
@@ -220,7 +230,7 @@ class Inference:
             if not responder.started:
                 raise error from None
             if not record.finished:
-                record.outcome, record.error_type = "error", error_type(error)
+                record.outcome, record.error_type, record.error = "error", error_type(error), error.message
                 self._recorder.finish(record, self._clock())
                 responder.end(turn.form.error_event(error, record.request_id))
 
@@ -230,6 +240,8 @@ class Inference:
         keeper: Keeper | None = None
         if self.answers is not None:
             found = await self.answers.find(inference, turn.request.headers, record)
+            if record.cache_type:  # otherwise it was not asked
+                record.looked_up_at = self._clock()
             if isinstance(found, Cached):
                 self._replay(turn, found)
                 return
@@ -256,6 +268,7 @@ class Inference:
         if form.envelope is not None:
             body, content_type = form.envelope(Answer(body, found.backend, True), record, now), JSON[1]
         headers = [*self._headers.inference(record, now, request), CACHED, (b"content-type", content_type), *allowed]
+        self._note_reply(record, content_type, body)
         self._recorder.finish(record, now)
         if found.stream:
             responder.mark_stream()
@@ -270,7 +283,7 @@ class Inference:
         if status != 200:
             if keeper is not None:
                 keeper.refuse()
-            self._refused(form, exchange, record)
+            self._refused(form, exchange, request, record)
         elif form.envelope is not None:
             body = form.envelope(Answer(body, exchange.backend, False), record, now)
         if status == 200:
@@ -282,12 +295,23 @@ class Inference:
             if keeper is not None:
                 keeper.keep(exchange.header(b"content-type"), exchange.body, exchange.backend, record)
         headers = [*self._headers.inference(record, now, request), *allowed]
-        headers += passed(exchange.reply.headers) if form.envelope is None else [JSON]
+        if form.envelope is not None:
+            headers.append(JSON)
+        elif status == 200:
+            headers += passed(exchange.reply.headers)
+        else:
+            headers += [(name, exchange.without_secrets(value)) for name, value in passed(exchange.reply.headers)]
+        self._note_reply(record, exchange.header(b"content-type") if form.envelope is None else JSON[1], body)
         self._recorder.finish(record, now)
         responder.start(status, headers)
         responder.end(body)
 
-    def _refused(self, form: Form, exchange: Exchange, record: RequestRecord) -> None:
+    def _note_reply(self, record: RequestRecord, content_type: bytes, body: bytes) -> None:
+        record.response_type, record.response_bytes = content_type, len(body)
+        if self.keeps_content:
+            record.response_body = body
+
+    def _refused(self, form: Form, exchange: Exchange, request: Request, record: RequestRecord) -> None:
         """The backend answered with an error. Raises: BackendError where callers do not get it as it is."""
         if form.envelope is not None:
             problem = message_in(exchange.body) or f"answered {exchange.status}"
@@ -296,6 +320,8 @@ class Inference:
             raise _unreadable(exchange)
         record.status = exchange.status
         record.error_type = upstream_error_type(exchange.status)
+        said = without_quotes(message_in(exchange.body), request.body)
+        record.error = said or f"backend {exchange.backend!r} answered {exchange.status}"
 
     async def _stream(self, turn: _Turn, exchange: Exchange, keeper: Keeper | None) -> None:
         """Pass the events on as they come. What goes wrong after the head becomes an error event."""
@@ -307,6 +333,8 @@ class Inference:
         record.first_token_at = last = clock()
         headers: HeaderList = [*self._headers.inference(record, last, request), *allowed]
         headers += passed(exchange.reply.headers)
+        record.response_type = exchange.header(b"content-type")
+        content = record.response_body = bytearray() if self.keeps_content else None
         responder.mark_stream()
         responder.start(200, headers)
         gaps = record.gaps_s
@@ -315,11 +343,16 @@ class Inference:
         try:
             while data:
                 out = watch.feed(data)
+                if watch.failed:  # in words of the backend's, which may quote what we sent
+                    out = exchange.without_secrets(out)
                 if watch.done:
                     break
                 if out:
+                    record.response_bytes += len(out)
                     if keeper is not None:
                         keeper.add(out)
+                    if content is not None and len(content) < _CONTENT_KEPT_BYTES:
+                        content += out
                     waiting = responder.write(out)
                     if waiting is not None:
                         await waiting
@@ -331,7 +364,7 @@ class Inference:
                     if len(gaps) >= _GAPS_KEPT:
                         self._recorder.gaps(record)
             else:
-                out = watch.rest()
+                out = exchange.without_secrets(watch.rest())
         except BackendError as error:
             self._cut(turn, error, exchange, watch, form.error_event(error, record.request_id))
             return
@@ -349,6 +382,9 @@ class Inference:
             keeper.keep(exchange.header(b"content-type"), None, exchange.backend, record)
         now = clock()
         exchange.attempt.ended_at, exchange.attempt.outcome = now, "success"
+        record.response_bytes += len(out)
+        if content is not None:
+            content += out
         self._recorder.finish(record, now)
         responder.end(out)
         if not exchange.reply.complete:
@@ -359,6 +395,8 @@ class Inference:
         now, record = self._clock(), turn.record
         exchange.finish(now, error.domain)
         record.outcome, record.error_type = "error", error_type(error)
+        record.error = without_quotes(error.message, turn.request.body)
+        record.response_bytes += len(last)
         take_usage(watch, turn.inference, exchange.price, record, whole=False)
         self._recorder.finish(record, now)
         turn.responder.end(last)

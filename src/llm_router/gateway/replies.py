@@ -36,6 +36,7 @@ from llm_router.signals import RequestRecord
 JSON = (b"content-type", b"application/json")
 CACHED = (b"x-llm-router-cached", b"true")
 MESSAGES = "/v1/messages"
+_TIMING = b"x-llm-router-timing"
 COUNT_TOKENS = "/v1/messages/count_tokens"
 _ANTHROPIC_ROUTES = frozenset({MESSAGES, COUNT_TOKENS})
 """Their clients look for the request's id in `request-id`."""
@@ -96,7 +97,10 @@ class ReplyHeaders:
         ]
         if record.route in _ANTHROPIC_ROUTES:
             headers.append((b"request-id", record.request_id.encode()))
-        origin = request.headers.get(b"origin")
+        asked = request.headers
+        if _TIMING in asked and asked[_TIMING].strip().lower() == b"on":
+            headers.append((b"server-timing", server_timing(record, now)))
+        origin = asked.get(b"origin")
         if origin is not None:
             headers += self.guard.cors(origin)
         return headers
@@ -113,6 +117,29 @@ class ReplyHeaders:
             (b"x-llm-router-attempts", b"%d" % attempts),
         ]
         return headers
+
+
+def server_timing(record: RequestRecord, now: float) -> bytes:
+    """The value of `Server-Timing`: milliseconds of each step that the request has behind it.
+
+    Source: https://www.w3.org/TR/server-timing/.
+    """
+    steps = [("receive", record.started_at, record.begun_at), ("auth", record.begun_at, record.identified_at)]
+    if record.allowed_at:
+        steps.append(("limits", record.identified_at, record.allowed_at))
+    if record.looked_up_at:
+        steps.append(("cache", record.allowed_at or record.identified_at, record.looked_up_at))
+    if record.slot_at:
+        steps.append(("queue", record.queued_at, record.slot_at))
+    if record.routed_at:
+        steps.append(("route", record.slot_at, record.routed_at))
+    steps += [("upstream", attempt.started_at, attempt.ended_at or now) for attempt in record.attempts]
+    if record.first_token_at:
+        steps.append(("first-token", record.started_at, record.first_token_at))
+    steps.append(("total", record.started_at, now))
+    return ", ".join(
+        f"{name};dur={(end - begin) * 1000:.3f}" for name, begin, end in steps if begin and end >= begin
+    ).encode()
 
 
 def of_error(error: RouterError) -> HeaderList:

@@ -116,7 +116,7 @@ class Refusal(NamedTuple):
     """A request that the front turned away before there was a `Request`.
 
     `method` and `path` are empty when they were not understood; `request_id` is the raw `x-request-id` header, not
-    checked, empty if none; `received_at` is `loop.time()` of the first byte.
+    checked, empty if none; `received_at` is `loop.time()` of the first byte; `client` as in `Request`.
     """
 
     error: InvalidRequest
@@ -124,6 +124,7 @@ class Refusal(NamedTuple):
     path: str
     request_id: bytes
     received_at: float
+    client: str = ""
 
 
 class RefusalReply(NamedTuple):

@@ -29,13 +29,13 @@ def take_wishes(headers: Mapping[bytes, bytes], inference: InferenceRequest, mos
     if strategy is not None:
         name = strategy.decode("latin-1").strip().lower()
         if name not in STRATEGIES:
-            raise _bad("x-llm-router-strategy", name, f"one of {', '.join(STRATEGIES)}")
+            raise _bad("x-llm-router-strategy", strategy, f"one of {', '.join(STRATEGIES)}")
         inference.strategy = name
     priority = headers.get(b"x-llm-router-priority")
     if priority is not None:
         word = priority.decode("latin-1").strip().lower()
         if word not in _PRIORITIES:
-            raise _bad("x-llm-router-priority", word, "interactive or batch")
+            raise _bad("x-llm-router-priority", priority, "interactive or batch")
         inference.priority = "batch" if word == "batch" else "interactive"
     timeout = headers.get(b"x-llm-router-timeout")
     if timeout is None:
@@ -47,12 +47,15 @@ def take_wishes(headers: Mapping[bytes, bytes], inference: InferenceRequest, mos
         seconds = 0.0
     if not 0.0 < seconds <= _MAX_TIMEOUT_S:
         raise _bad(
-            "x-llm-router-timeout", text, f"seconds or milliseconds up to {_MAX_TIMEOUT_S:g} s, like 30s or 500ms"
+            "x-llm-router-timeout", timeout, f"seconds or milliseconds up to {_MAX_TIMEOUT_S:g} s, like 30s or 500ms"
         )
     return min(seconds, most_s) if most_s else seconds
 
 
-def _bad(header: str, value: str, wanted: str) -> InvalidRequest:
+def _bad(header: str, value: bytes, wanted: str) -> InvalidRequest:
+    # As it came: in other letters nobody would know a key for one.
     return InvalidRequest(
-        f"{header}: {value[:40]!r} will not do: it takes {wanted}", code="invalid_header", param=header
+        f"{header}: {value.decode('latin-1')[:40]!r} will not do: it takes {wanted}",
+        code="invalid_header",
+        param=header,
     )

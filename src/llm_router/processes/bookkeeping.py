@@ -263,6 +263,10 @@ class Bookkeeping:
             await self._read_keys()
         return changed
 
+    def ping(self) -> None:
+        """Blocks until the store has answered; for any thread. Raises: StoreUnavailable, Unavailable."""
+        self._demand().ping()
+
     def _demand(self) -> Store:
         if self._store is None:
             raise Unavailable(f"keys and usage cannot be read now{': ' if self.problem else ''}{self.problem}")

@@ -21,10 +21,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
+from llm_router import __version__
+from llm_router.observe.logs.console import Console, Form
+from llm_router.observe.logs.service import Service
 from llm_router.processes.board import Board
-from llm_router.processes.plan import ChildSpec, read_file
+from llm_router.processes.plan import ChildSpec, LaunchPlan, read_file
 
 DRAIN: Final = b"d"
 RELOAD: Final = b"h"
@@ -45,15 +48,21 @@ _CLOSE_S: Final = 0.2
 _Callback = Callable[[], None]
 
 
-def log_to_stderr(process: str) -> None:
-    """Let `logging` write lines like the supervisor's, whose stderr it is: `2026-01-31T12:00:00.000Z control: ...`."""
-    form = logging.Formatter(
-        f"%(asctime)s.%(msecs)03dZ {process}: %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S"
-    )
-    form.converter = time.gmtime
-    handler = logging.StreamHandler()
-    handler.setFormatter(form)
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+def log_to_stderr(process: str, plan: LaunchPlan | None = None) -> Console:
+    """Let `logging` write to stderr, which is the supervisor's, in the shape of all processes.
+
+    Args:
+        process: its name, like `worker-0`.
+        plan: says in which form and from which level on; without one, as a terminal or pipe wants it, from info on.
+    Returns: the handler, to be told of another form.
+    """
+    if plan is None:
+        plan = LaunchPlan("", "")
+    service = Service.here(__version__, plan.environment, plan.service)
+    console = Console(process, service, form=cast("Form", plan.console))
+    logging.basicConfig(level=logging.INFO, handlers=[console])  # of libraries
+    logging.getLogger("llm_router").setLevel(plan.log_level.upper())
+    return console
 
 
 class Child:

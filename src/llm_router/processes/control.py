@@ -16,9 +16,9 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import uvloop
@@ -30,23 +30,31 @@ from llm_router.accounts.limits import Limits, Subject
 from llm_router.config.exposure import is_loopback, keys_needed
 from llm_router.config.load import load
 from llm_router.config.settings import Settings
-from llm_router.errors import ConfigError, RouterError
+from llm_router.errors import ConfigError, RouterError, Unavailable
 from llm_router.models.registry import ModelsFolder
-from llm_router.observe.health import Health, Inputs, ModelState, Report
-from llm_router.observe.metrics.slots import Segment
+from llm_router.observe.health.report import Report
+from llm_router.observe.health.state import Inputs, ModelState
+from llm_router.observe.logs.console import Console
+from llm_router.observe.logs.levels import level_of
+from llm_router.observe.logs.settings import LogSettings
+from llm_router.observe.metrics.slots import Collected, Segment
 from llm_router.processes.backends import BackendWatch
 from llm_router.processes.board import worker_row
 from llm_router.processes.bookkeeping import Bookkeeping
 from llm_router.processes.child import EXIT_REFUSED, Child, log_to_stderr
 from llm_router.processes.circuits import Circuits
+from llm_router.processes.control_monitoring import ControlMonitoring, Knowledge
 from llm_router.processes.local import LocalModels
 from llm_router.processes.measure import Levels, LoadedModel, Measurements
 from llm_router.processes.news import SnapshotServer, WorkerLine
 from llm_router.processes.orders import OrderRefused, Orders, SupervisorState
-from llm_router.processes.snapshot import BackendSeen, CircuitSeen, Fact, Snapshot, UsageBatch
+from llm_router.processes.snapshot import BackendSeen, CircuitSeen, Fact, LeaseAsk, Snapshot, UsageBatch
 from llm_router.processes.tables import PriceFinder, admitted, no_prices, routing_table, runner_backend
 from llm_router.routing.policies import load_custom
 from llm_router.routing.table import ModelSpec, RoutingTable
+
+if TYPE_CHECKING:
+    from llm_router.admin.debug import ModelFacts, RouterStatus  # which brings Starlette along
 
 _log = logging.getLogger("llm_router.control")
 
@@ -57,7 +65,7 @@ _STATE_WAIT_S: Final = 1.0
 """The supervisor sends its state as soon as control starts; a snapshot without it would say that no runner is ready."""
 
 _WORKER_STALE_S: Final = 2.0  # workers beat every 0.1 s; one that misses twenty is not up
-_NEEDS_RESTART: Final = ("server", "front", "accounts", "metrics", "health")
+_NEEDS_RESTART: Final = ("server", "front", "accounts", "metrics", "health", "profiler")
 
 
 class Control:
@@ -66,9 +74,10 @@ class Control:
     Args:
         settings: as loaded at the start.
         reload: loads them again; raises ConfigError.
+        console: what control says on stderr.
     """
 
-    def __init__(self, child: Child, settings: Settings, reload: Callable[[], Settings]) -> None:
+    def __init__(self, child: Child, settings: Settings, reload: Callable[[], Settings], console: Console) -> None:
         spec = child.spec
         self._child = child
         self._plan = spec.plan
@@ -88,18 +97,36 @@ class Control:
         self._prices: PriceFinder = no_prices
         self._has_asked_prices = False
         self._table = RoutingTable()
+        self._disk_path = settings.health.disk_path or self._plan.data_dir
         own, *others = spec.segments
         self._measurements = Measurements(
             Segment.attach(own[1], writable=True),
             [Segment.attach(fd, writable=False) for _, fd in others],
             self._levels,
             guide_names=settings.metrics.guide_names,
-            disks=[self._plan.data_dir],
+            disks=dict.fromkeys((self._plan.data_dir, self._disk_path)),
         )
         self._orders = Orders(self._take_state, self._stopping.set)
         self._snapshots = SnapshotServer(
             socket.socket(fileno=spec.payload["snapshot_fd"]), self._take_facts, on_left=self._worker_left
         )
+        self._monitoring = ControlMonitoring(
+            settings,
+            self._plan,
+            self._measurements,
+            Knowledge(
+                table=lambda: self._table,
+                inputs=self._health_inputs,
+                lines=self._snapshots.lines,
+                children=lambda: self._orders.state.children,
+                ping=self._ping,
+            ),
+            started_at=self._router_started_at(),
+            console=console,
+            on_change=self._change,
+            on_log=lambda logs: self._spawn(self._tell_supervisor(logs)),
+        )
+        self._health = self._monitoring.health
         self._circuits = Circuits(time.monotonic)
         self._needed = keys_needed(settings)
         self._is_monitoring_exposed = self._needed.admin and (
@@ -124,22 +151,17 @@ class Control:
             spawn=self._spawn,
             grace_s=self._plan.drain_s,
             on_change=self._change,
-            on_loaded=self._measurements.loaded,
+            on_loaded=self._monitoring.model_loaded,
+            on_unloaded=self._monitoring.model_unloaded,
             on_error=self._measurements.error,
             resident_bytes=self._resident_bytes,
-        )
-        self._health = Health(
-            self._health_inputs,
-            version=__version__,
-            started_at=self._started_at,
-            monotonic=time.monotonic,
-            now=time.time,
         )
 
     async def run(self) -> None:
         """Serve until told to leave, or until the supervisor is gone."""
         payload = self._child.spec.payload
         await self._orders.connect(socket.socket(fileno=payload["channel_fd"]))
+        self._monitoring.start()
         if not await self._orders.first_state(_STATE_WAIT_S):
             _log.warning("the supervisor did not tell its state; local models count as not ready until it does")
         self._publish()
@@ -150,7 +172,9 @@ class Control:
             on_reload=lambda: self._post(self._reload_quietly),
         )
         self._measurements.collections.start()
-        always = [self._keep(work) for work in (self._tick(), self._watch.run(), self._books.run())]
+        always = [
+            self._keep(work) for work in (self._tick(), self._watch.run(), self._books.run(), *self._monitoring.tasks())
+        ]
         self._local.configure(self._settings.models, is_first_start=self._is_first_start)
         self._server = self._make_server()
         await self._server.start()
@@ -168,20 +192,68 @@ class Control:
             self._measurements.collections.stop()
             self._orders.close()
             await self._snapshots.aclose()
+            await self._monitoring.aclose()
+
+    async def _tell_supervisor(self, logs: LogSettings) -> None:
+        with contextlib.suppress(OrderRefused, Unavailable):  # it is going, and has other worries
+            await self._orders.set_log(level_of(logs, "llm_router.supervisor"), logs.console)
+
+    def _router_started_at(self) -> float:
+        """The supervisor's start on this process's clock: the router's uptime does not begin again with control's."""
+        use = self._measurements.processes.use(os.getppid())
+        return self._started_at if use is None else self._started_at - max(0.0, time.time() - use.start_time)
+
+    def _ping(self) -> None:
+        self._books.ping()
 
     # -- what the admin application shows --------------------------------------------------------------------
 
     def metrics(self, *, openmetrics: bool) -> bytes:
         """The exposition of every family, made now."""
-        return self._measurements.render(openmetrics=openmetrics)
+        with self._monitoring.meter.measure("metrics"):
+            return self._measurements.render(openmetrics=openmetrics)
 
     def metrics_json(self) -> bytes:
         """The same values as JSON."""
-        return self._measurements.render_json()
+        with self._monitoring.meter.measure("metrics"):
+            return self._measurements.render_json()
+
+    def collected(self) -> Collected:
+        """All metrics now."""
+        with self._monitoring.meter.measure("metrics"):
+            return self._measurements.collect()
 
     def health(self) -> Report:
         """The newest health report."""
         return self._health.report()
+
+    def health_document(self) -> Mapping[str, Any] | None:
+        """The newest health report as `/health` shows it; None if health is off."""
+        return self.health().document() if self._settings.health.enabled else None
+
+    def status(self) -> RouterStatus:
+        """How the router stands, in names and words."""
+        from llm_router.admin.debug import RouterStatus
+
+        is_ready, state = self.readiness()
+        inputs = self._health_inputs()
+        return RouterStatus(
+            state=state,
+            initialized=self._is_initialized,
+            ready=is_ready,
+            models={model.name: model.state for model in inputs.models},
+            workers=self._workers(),
+            backends={backend.name: self._watch.is_up(backend.name) for backend in self._table.backends},
+            strategy=self._table.strategy,
+            engine=inputs.engine,
+            environment=inputs.environment,
+        )
+
+    async def model_facts(self) -> Sequence[ModelFacts]:
+        """Every model that can be asked for, and every local one that is more than a file."""
+        from llm_router.admin.debug import model_facts
+
+        return model_facts([self._model_state(model) for model in self._table.models], await self._local.list())
 
     def readiness(self) -> tuple[bool, str]:
         """Whether new requests are welcome, and one word for why not."""
@@ -190,6 +262,10 @@ class Control:
         if not self._is_initialized:
             return False, "initializing"
         return (True, "ready") if any(self._workers().values()) else (False, "no worker is up")
+
+    def is_initialized(self) -> bool:
+        """Whether the router was ready once since it started."""
+        return self._is_initialized
 
     def reload(self) -> list[str]:
         """Make the configuration the one in force. Returns the sections whose change needs a restart.
@@ -203,21 +279,25 @@ class Control:
             _log.error("the configuration was not reloaded: %s", error)
             raise
         old = self._settings
-        waiting = [name for name in _NEEDS_RESTART if getattr(new, name) != getattr(old, name)]
-        self._settings = msgspec.structs.replace(new, **{name: getattr(old, name) for name in _NEEDS_RESTART})
+        kept = {name: getattr(old, name) for name in _NEEDS_RESTART}
+        kept["metrics"] = msgspec.structs.replace(old.metrics, sample=new.metrics.sample)  # workers follow that
+        waiting = [name for name, section in kept.items() if getattr(new, name) != section]
+        self._settings = msgspec.structs.replace(new, **kept)
         self._guard = Guard(new.access)
         self._reload_succeeded, self._reload_time = True, time.time()
         self._local.configure(new.models)
+        self._monitoring.apply(self._settings)
         self._publish()
         _log.info("the configuration was reloaded%s", f"; {', '.join(waiting)} need a restart" if waiting else "")
         return waiting
 
     def _make_server(self) -> Any:
         # Not before workers have their snapshot: these imports take 0.2 s.
-        from llm_router.admin import keys, models, monitoring, reload, usage
+        from llm_router.admin import debug, keys, log_level, models, monitoring, profile, reload, usage
         from llm_router.admin.application import Entry, Rights, build
         from llm_router.admin.server import Server
 
+        watch, audit = self._monitoring, self._monitoring.logs.audit
         routes = [
             *monitoring.routes(
                 self,
@@ -225,12 +305,24 @@ class Control:
                 metrics_path=self._settings.metrics.endpoint,
                 health_path=self._settings.health.endpoint,
                 now=time.time,
+                metrics_enabled=self._settings.metrics.enabled,
+                health_enabled=self._settings.health.enabled,
             ),
-            *models.routes(self._local),
-            *keys.routes(self._books, now=time.time),
+            *models.routes(self._local, audit=audit),
+            *keys.routes(self._books, audit=audit, now=time.time),
             *usage.routes(self._books, now=time.time),
-            *reload.routes(self.reload),
+            *reload.routes(self.reload, audit=audit),
+            *log_level.routes(watch.levels, lambda: self._settings.logs, on_change=watch.levels_changed, audit=audit),
+            *debug.routes(
+                self,
+                traces=lambda: watch.traces,
+                version=__version__,
+                now=time.time,
+                metrics_enabled=self._settings.metrics.enabled,
+            ),
         ]
+        if self._settings.profiler.enabled:
+            routes += profile.routes(watch.profiles, audit=audit, now=time.time)
         entries = {
             socket.socket(fileno=fd): entry
             for name, entry in (
@@ -250,13 +342,22 @@ class Control:
             forward = closed_scopes(books.stored, always=self._needed.inference)
             return Rights(books.ring, {Entry.MONITORING: monitoring, Entry.FORWARD: forward})
 
-        return Server(build(routes, lambda: self._guard, rights, monitoring_paths=paths), entries)
+        app = build(
+            routes,
+            lambda: self._guard,
+            rights,
+            monitoring_paths=paths,
+            health_path=self._settings.health.endpoint,
+        )
+        return Server(app, entries)
 
     # -- news -------------------------------------------------------------------------------------------------
 
     def _take_state(self, state: SupervisorState) -> None:
         self._local.take_state(state, is_first=not self._has_state)
         self._has_state = True
+        if state.draining:
+            self._monitoring.end_checks()
         self._health.forget()
         self._look_whether_initialized()
         self._change()
@@ -278,11 +379,14 @@ class Control:
             elif isinstance(fact, CircuitSeen):
                 self._circuits.saw(line.name, fact)
                 self._change()
-            else:
+            elif isinstance(fact, LeaseAsk):
                 self._books.lending.lend(line, fact)
+            else:
+                self._monitoring.hear(line, fact)
 
     def _worker_left(self, line: WorkerLine) -> None:
         self._books.left(line)
+        self._monitoring.left(line)
         if self._circuits.left(line.name):
             self._change()
 
@@ -351,6 +455,12 @@ class Control:
             admitted_backends=backends,
             tls_cert_file=settings.server.tls_cert,
             tls_key_file=settings.server.tls_key,
+            logs=self._monitoring.log_settings(),
+            tracing=settings.tracing,
+            profiler=settings.profiler,
+            metrics_enabled=settings.metrics.enabled,
+            metrics_sample=settings.metrics.sample,
+            environment=settings.server.environment,
             monitoring_paths=(settings.metrics.endpoint, settings.health.endpoint),
         )
         if snapshot != self._snapshot or not snapshot.version:
@@ -366,6 +476,7 @@ class Control:
         if len(workers) < self._plan.workers or any(child.state == "starting" for child in workers):
             return
         self._is_initialized = True
+        self._monitoring.begin_checks()
         self._health.forget()
         self._change()
         if self._plan.banner and self._is_first_start:
@@ -412,6 +523,7 @@ class Control:
             models=(*self._local.loaded(), *remote),
             circuits=self._circuits.states(known),
             accounts=tuple(self._books.readings()),
+            monitoring=tuple(self._monitoring.readings()),
             reload_succeeded=self._reload_succeeded,
             reload_time=self._reload_time,
         )
@@ -426,7 +538,7 @@ class Control:
         uses = {name: self._measurements.processes.use(pid) for name, pid in self._pids().items()}
         ours = [use for name, use in uses.items() if use is not None and not name.startswith("runner-")]
         workers = self._workers()
-        disk = self._plan.data_dir
+        disk = self._disk_path
         return Inputs(
             is_initialized=self._is_initialized,
             models=tuple(self._model_state(model) for model in self._table.models),
@@ -504,11 +616,17 @@ class Control:
             now = self._loop.time()
             self._measurements.late(max(0.0, now - due))
             self._measurements.collections.flush()
+            self._monitoring.tick()
             due = now + TICK_S
 
     def _reload_quietly(self) -> None:
-        with contextlib.suppress(ConfigError):  # logged, and shown by config_last_reload_successful
-            self.reload()
+        audit = self._monitoring.logs.audit
+        try:
+            waiting = self.reload()
+        except ConfigError as error:  # logged, and shown by config_last_reload_successful
+            audit("config_reloaded", actor="SIGHUP", success=False, problem=str(error))
+        else:
+            audit("config_reloaded", actor="SIGHUP", success=True, needs_restart=", ".join(waiting))
 
     def _abandon(self) -> None:
         """The supervisor is gone: stop listening at once and leave."""
@@ -520,14 +638,14 @@ def _lacks_a_price(table: RoutingTable) -> bool:
     return any(deployment.price is None for model in table.models for deployment in model.deployments)
 
 
-async def _run(child: Child, settings: Settings, reload: Callable[[], Settings]) -> None:
-    await Control(child, settings, reload).run()
+async def _run(child: Child, settings: Settings, reload: Callable[[], Settings], console: Console) -> None:
+    await Control(child, settings, reload, console).run()
 
 
 def main() -> None:
     """`python -m llm_router.processes.control --spec-fd N`; the supervisor starts it."""
     child = Child.from_argv()
-    log_to_stderr(child.spec.name)
+    console = log_to_stderr(child.spec.name, child.spec.plan)
     plan = child.spec.plan
 
     def read() -> Settings:
@@ -543,7 +661,7 @@ def main() -> None:
         sys.exit(EXIT_REFUSED)
     gc.freeze()  # what was imported lives as long as the process: collections need not look at it
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_run(child, settings, read))
+        runner.run(_run(child, settings, read, console))
 
 
 if __name__ == "__main__":

@@ -66,7 +66,8 @@ class LocalModels:
         spawn: makes a task that control waits for when it ends.
         grace_s: seconds that requests in flight get when a model is unloaded.
         on_change: called when models became ready or ceased to be: the routing table is another one.
-        on_loaded: called with model, format and seconds when a model was loaded.
+        on_loaded: called with model, format, bytes of its file (0 if unknown) and seconds when a model was loaded.
+        on_unloaded: called with model and format when one was unloaded, by whomever.
         on_error: called with a type of `families.ERROR_KINDS` when a model cannot be loaded or its runner died.
         resident_bytes: memory of a process by pid; None if unknown.
     """
@@ -80,7 +81,8 @@ class LocalModels:
         spawn: Spawn[None],
         grace_s: float,
         on_change: Callable[[], None],
-        on_loaded: Callable[[str, str, float], None],
+        on_loaded: Callable[[str, str, int, float], None],
+        on_unloaded: Callable[[str, str], None],
         on_error: Callable[[str], None],
         resident_bytes: Callable[[int], float | None],
     ) -> None:
@@ -92,6 +94,7 @@ class LocalModels:
         self._grace_s = grace_s
         self._on_change = on_change
         self._on_loaded = on_loaded
+        self._on_unloaded = on_unloaded
         self._on_error = on_error
         self._resident_bytes = resident_bytes
         self._configured: dict[str, ModelSettings] = {}
@@ -135,10 +138,15 @@ class LocalModels:
             ready[child.name] = child.pid
             if self._ready_pids.get(child.name) != child.pid and not is_first:
                 self._errors.pop(child.name, None)
-                self._on_loaded(child.name, _format(child), float(child.info.get("load_s", 0.0)))
+                size_bytes, load_s = int(child.info.get("size_bytes", 0)), float(child.info.get("load_s", 0.0))
+                self._on_loaded(child.name, _format(child), size_bytes, load_s)
         for name, pid in self._ready_pids.items():
             now = state.runner(name)
-            if ready.get(name) != pid and now is not None and now.state != "stopping":
+            if ready.get(name) == pid:
+                continue
+            if now is None or now.state == "stopping":
+                self._on_unloaded(name, FORMAT)
+            else:
                 self._on_error("runner_lost")
         changed, self._ready_pids = ready != self._ready_pids, ready
         if changed:
@@ -151,6 +159,7 @@ class LocalModels:
                 port=int(child.info.get("port", 0)),
                 key=str(child.payload.get("key", "")),
                 is_ready=child.state == "ready" and child.name not in self._leaving,
+                only_embeds=bool(child.info.get("only_embeds", False)),
             )
             for child in self._orders.state.of_role("runner")
         }

@@ -22,14 +22,14 @@ from llm_router.signals import Family, Reading
 
 PROCESS: Final = "control"
 
-_PROCESS_FAMILIES: Final = ProcessFamilies(
+PROCESS_FAMILIES: Final = ProcessFamilies(
     families.PROCESS_CPU,
     families.PROCESS_RESIDENT,
     families.PROCESS_HEAP,
     families.PROCESS_FDS,
     families.PROCESS_START,
 )
-_MACHINE_FAMILIES: Final = MachineFamilies(
+MACHINE_FAMILIES: Final = MachineFamilies(
     families.SYSTEM_CPU,
     families.SYSTEM_MEMORY,
     families.SYSTEM_MEMORY_LIMIT,
@@ -60,6 +60,7 @@ class Levels(msgspec.Struct, frozen=True, kw_only=True):
         models: those that serve.
         circuits: backend to the state of its circuit, the worst that any worker sees.
         accounts: what is known of keys and budgets.
+        monitoring: how checks stand, and what waits to be written or sent.
     """
 
     version: str
@@ -71,6 +72,7 @@ class Levels(msgspec.Struct, frozen=True, kw_only=True):
     reload_succeeded: bool
     reload_time: float
     accounts: tuple[Reading, ...] = ()
+    monitoring: tuple[Reading, ...] = ()
 
 
 class Measurements:
@@ -93,16 +95,20 @@ class Measurements:
         guide_names: bool,
         disks: Iterable[str],
     ) -> None:
-        self.processes = Processes(_PROCESS_FAMILIES)
-        self.machine = Machine(_MACHINE_FAMILIES, disks)
+        self.processes = Processes(PROCESS_FAMILIES)
+        self.machine = Machine(MACHINE_FAMILIES, disks)
         self._levels = levels
         self._writer = Writer(own, families.FAMILIES, dropped=families.SERIES_DROPPED)
-        self._reader = Reader([own, *others], families.FAMILIES)
+        self._segments = [own, *others]
+        self._reader = Reader(self._segments, families.FAMILIES)
         self._renderer = Renderer(
             families.GUIDE_VIEWS if guide_names else (), on_collector_error=lambda error: self.error("render")
         )
         self._scrapes = self._writer.histogram(families.SCRAPE_DURATION)
         self._lag = self._writer.histogram(families.EVENT_LOOP_LAG, PROCESS)
+        self._lost_lines = {r: self._writer.counter(families.LOG_DROPPED, r) for r in families.LOG_DROP_REASONS}
+        self._lost_spans = {r: self._writer.counter(families.SPANS_DROPPED, r) for r in families.SPAN_DROP_REASONS}
+        self._cpu = {c: self._writer.counter(families.MONITORING_CPU, c) for c in families.MONITORING_COMPONENTS}
         self._dropped = {r: self._writer.counter(families.USAGE_DROPPED, r) for r in families.USAGE_DROP_REASONS}
         self.collections = Collections(self._writer, PROCESS)
 
@@ -142,6 +148,35 @@ class Measurements:
         self._dropped[reason].inc(rows)
         self.error("usage_dropped")
 
+    def lines_dropped(self, reason: str, lines: int) -> None:
+        """So many log lines of control are lost; `reason` is one of `families.LOG_DROP_REASONS`."""
+        self._lost_lines[reason].inc(lines)
+
+    def spans_dropped(self, reason: str, spans: int) -> None:
+        """So many spans are lost; `reason` is one of `families.SPAN_DROP_REASONS`."""
+        self._lost_spans[reason].inc(spans)
+
+    def monitoring_cpu(self, component: str, seconds: float) -> None:
+        """A component, one of `families.MONITORING_COMPONENTS`, used so much CPU more."""
+        self._cpu[component].inc(seconds)
+
+    def check_known(self, name: str) -> None:
+        """Have the series of a health check exist before anything happens to it."""
+        self._writer.counter(families.HEALTH_CHECK_TRANSITIONS, name)
+
+    def checked(self, name: str, seconds: float) -> None:
+        """A health check ran for `seconds`."""
+        self.check_known(name)
+        self._writer.histogram(families.HEALTH_CHECK_DURATION, name).observe(seconds)
+
+    def check_turned(self, name: str, old: str, new: str) -> None:
+        """A health check changed between healthy and not."""
+        self._writer.counter(families.HEALTH_CHECK_TRANSITIONS, name).inc()
+
+    def reader(self, wanted: Iterable[Family]) -> Reader:
+        """Reads these families of all processes: cheaper than all of them."""
+        return Reader(self._segments, wanted)
+
     def _readings(self, levels: Levels) -> Iterator[Reading]:
         yield Reading(families.BUILD_INFO, (levels.version,), 1.0)
         yield Reading(families.CONFIG_RELOAD_OK, (), float(levels.reload_succeeded))
@@ -159,6 +194,7 @@ class Measurements:
         for name, state in levels.circuits.items():
             yield Reading(families.CIRCUIT_STATE, (name,), float(state))
         yield from levels.accounts
+        yield from levels.monitoring
         yield from self.processes.readings(levels.pids)
         yield from self.machine.readings()
 

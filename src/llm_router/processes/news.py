@@ -12,6 +12,8 @@ import asyncio
 import itertools
 import logging
 import socket
+import struct
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple, Self, cast
@@ -27,6 +29,9 @@ MAX_SNAPSHOT_BYTES: Final = 64 * 1024 * 1024
 MAX_FACTS_BYTES: Final = 8 * 1024 * 1024
 _HIGH_WATER_BYTES: Final = 64 * 1024
 _LENGTH_BYTES: Final = 4
+_PEER: Final = struct.Struct("3i")  # pid, uid, gid
+_SOL_LOCAL: Final = 0
+_LOCAL_PEERPID: Final = 2  # both of macOS's <sys/un.h>
 _SNAPSHOT: Final = b"S"
 _WORD: Final = b"W"
 
@@ -137,6 +142,10 @@ class SnapshotServer:
             if feed.send(self._frame):
                 self._skipped += 1
 
+    def lines(self) -> list[WorkerLine]:
+        """The workers that are connected now."""
+        return list(self._feeds)
+
     async def aclose(self) -> None:
         """Stop accepting and disconnect every worker."""
         if self._server is not None:
@@ -168,19 +177,22 @@ class SnapshotServer:
 
 
 class WorkerLine(asyncio.Protocol):
-    """One connected worker. `name` is unique among the connections of one server, and never used again."""
+    """One connected worker. `name` is unique among the connections of one server, and never used again; `pid` is the
+    process that connected, 0 where the kernel does not tell."""
 
     def __init__(self, server: SnapshotServer) -> None:
         self._server = server
         self.name = server.next_name()
         self._frames = Frames(MAX_FACTS_BYTES)
         self._transport: asyncio.WriteTransport | None = None
+        self.pid = 0
         self._is_paused = False
         self._waiting = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's transports do not inherit from it
         self._transport.set_write_buffer_limits(high=_HIGH_WATER_BYTES)
+        self.pid = _pid_of(transport.get_extra_info("socket"))
         self._server.joined(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -223,6 +235,17 @@ class WorkerLine(asyncio.Protocol):
     def abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
+
+
+def _pid_of(sock: socket.socket) -> int:
+    """The process at the other end of a Unix stream."""
+    try:
+        if sys.platform != "linux":
+            return sock.getsockopt(_SOL_LOCAL, _LOCAL_PEERPID)
+        pid: int = _PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[0]
+    except OSError:  # it has gone already
+        return 0
+    return pid
 
 
 # -- a worker's side ----------------------------------------------------------------------------------

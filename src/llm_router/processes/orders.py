@@ -105,6 +105,10 @@ class Orders(asyncio.Protocol):
         """Print on the supervisor's stdout. Raises: OrderRefused, Unavailable."""
         await self._order("announce", text=text)
 
+    async def set_log(self, level: str, console: str) -> None:
+        """Let the supervisor's own lines be of this level and form. Raises: OrderRefused, Unavailable."""
+        await self._order("set_log", level=level, console=console)
+
     def close(self) -> None:
         if self._transport is not None:
             self._transport.abort()

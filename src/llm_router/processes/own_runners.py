@@ -50,6 +50,7 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
     context_size: int
     parallel: int
     embeddings: bool
+    only_embeds: bool = False
 
     @property
     def url(self) -> str:

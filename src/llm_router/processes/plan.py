@@ -26,7 +26,9 @@ class LaunchPlan(NamedTuple):
 
     `config_path` ("" for none) and `overrides` (the flags of the command line) let control load the same
     configuration again. `port` 0 takes any free port; `metrics_port` 0 likewise, below 0 opens none.
-    `banner` is the text that control announces on stdout when the router is ready to serve.
+    `banner` is the text that control announces on stdout when the router is ready to serve. `console`, `log_level`,
+    `log_levels`, `service` and `environment` say how lines on stderr look until others are known, see
+    `observe.logs.console`: children learn of changes by their snapshot, the supervisor by control's orders.
     """
 
     data_dir: str
@@ -43,6 +45,11 @@ class LaunchPlan(NamedTuple):
     segment_rows: int = 2048
     segment_slots: int = 32768
     hang_s: float = 5.0
+    console: str = "auto"
+    log_level: str = "info"
+    log_levels: dict[str, str] = {}
+    service: str = "llm-router"
+    environment: str = "production"
 
     @property
     def run_dir(self) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import http.client
+import logging
 import os
 import re
 import signal
@@ -19,11 +20,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from llm_router.processes.child import EXIT_ORPHANED, EXIT_REFUSED, Child
+from llm_router.processes.child import EXIT_ORPHANED, EXIT_REFUSED, Child, log_to_stderr
 
 if TYPE_CHECKING:
     from llm_router.models.gguf import Header
     from llm_router.models.launch import RunnerSpec
+
+_log = logging.getLogger("llm_router.runner")
 
 _BEAT_S: Final = 0.5
 _LEAVING_POLL_S: Final = 0.05
@@ -43,6 +46,7 @@ _MOST_BATCH: Final = 2048
 def main() -> NoReturn:
     """Serve one model until the owner says drain or is gone."""
     child = Child.from_argv()
+    log_to_stderr(f"runner {child.spec.name}", child.spec.plan)
     drain = threading.Event()
     # Without an owner the answers are for nobody; the kernel closes the listening socket with the process.
     child.watch(on_drain=drain.set, on_orphaned=lambda: os._exit(EXIT_ORPHANED))
@@ -101,6 +105,7 @@ def _start(child: Child, log: Path | None) -> tuple[Any, dict[str, Any], str]:
         "parallel": spec.parallel,
         "threads": threads,
         "embeddings": spec.embeddings,
+        "only_embeds": header.has_pooling,
         "format": FORMAT,
         "size_bytes": header.size_bytes,
         "size_category": size_category(header.size_bytes),
@@ -160,7 +165,7 @@ def _log_file(log_dir: str, name: str) -> Path | None:
             path.replace(path.with_suffix(".log.1"))
         fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        os.write(2, f"runner {name}: {path}: {error.strerror}; logging to stderr\n".encode())
+        _log.warning("%s: %s; llama.cpp's log goes to stderr", path, error.strerror)
         return None
     os.dup2(fd, 1)
     os.dup2(fd, 2)

@@ -17,6 +17,10 @@ from llm_router.accounts.limits import Limits, Subject
 from llm_router.accounts.usage import UsageRow
 from llm_router.cache.base import CacheSettings
 from llm_router.gateway.front import FrontSettings
+from llm_router.observe.logs.settings import LogSettings
+from llm_router.observe.profiling.settings import ProfilerSettings
+from llm_router.observe.tracing.settings import TracingSettings
+from llm_router.observe.tracing.trace import Trace
 from llm_router.routing.table import RoutingTable
 
 
@@ -33,6 +37,9 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         workers: how many share the router's queues, slots and memory cache.
         admitted_models, admitted_backends: names that may become label values; every other is `__other__`.
         monitoring_paths: configured paths that are forwarded to control beside the usual ones.
+        logs: with the levels of now, which may have been changed since the configuration was read.
+        metrics_enabled: whether requests are counted.
+        metrics_sample: route template to n: of its requests, histograms observe one in n.
         tls_cert_file, tls_key_file: PEM files with which the app port speaks TLS; empty for plain HTTP.
     """
 
@@ -49,6 +56,12 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     admitted_models: tuple[str, ...] = ()
     admitted_backends: tuple[str, ...] = ()
     monitoring_paths: tuple[str, ...] = ()
+    logs: LogSettings = LogSettings()
+    tracing: TracingSettings = TracingSettings()
+    profiler: ProfilerSettings = ProfilerSettings()
+    metrics_enabled: bool = True
+    metrics_sample: dict[str, int] = {}
+    environment: str = ""
     tls_cert_file: str = ""
     tls_key_file: str = ""
 
@@ -117,7 +130,29 @@ class LeaseAsk(msgspec.Struct, frozen=True, tag_field="kind", tag="lease"):
     asks: tuple[Ask, ...]
 
 
-Fact = BackendSeen | CircuitSeen | UsageBatch | LeaseAsk
+class TraceBatch(msgspec.Struct, frozen=True, tag_field="kind", tag="traces"):
+    """Traces that are kept. Lost with a control that dies."""
+
+    traces: tuple[Trace, ...]
+
+
+class CacheProbed(msgspec.Struct, frozen=True, tag_field="kind", tag="cache-probed"):
+    """The answer to a `CacheProbe`: `problem` is empty if the worker's cache gave back what was put into it."""
+
+    number: int
+    problem: str
+    seconds: float
+
+
+class ProfileTaken(msgspec.Struct, frozen=True, tag_field="kind", tag="profile-taken"):
+    """The answer to a `ProfileOrder`: the profile as it is shown, or why there is none."""
+
+    number: int
+    body: bytes = b""
+    problem: str = ""
+
+
+Fact = BackendSeen | CircuitSeen | UsageBatch | LeaseAsk | TraceBatch | CacheProbed | ProfileTaken
 """What workers tell control."""
 
 
@@ -133,5 +168,21 @@ class LeaseGrants(msgspec.Struct, frozen=True, tag_field="kind", tag="lease-gran
     grants: tuple[Grant, ...]
 
 
-Word = UsageTaken | LeaseGrants
+class CacheProbe(msgspec.Struct, frozen=True, tag_field="kind", tag="cache-probe"):
+    """Put something into the cache, get it and delete it."""
+
+    number: int
+
+
+class ProfileOrder(msgspec.Struct, frozen=True, tag_field="kind", tag="profile"):
+    """Take a profile of this process. `kind` is cpu, memory or continuous, see `observe.profiling`."""
+
+    number: int
+    profile: str
+    seconds: float
+    format: str
+    rate_hz: float = 100.0
+
+
+Word = UsageTaken | LeaseGrants | CacheProbe | ProfileOrder
 """What control tells one worker, beside the snapshots that it tells all. Never skipped."""

@@ -14,10 +14,10 @@ Not for: what children do, or any policy about models (control). Standard librar
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import resource
-import select
 import selectors
 import signal
 import socket
@@ -25,9 +25,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast, get_args
 
-from llm_router import families
+from llm_router import __version__, families
+from llm_router.observe.logs.console import AppendedFile, Console, Form, write_now
+from llm_router.observe.logs.logged import NUMBERS
+from llm_router.observe.logs.service import Service
 from llm_router.observe.metrics.slots import Segment, Writer
 from llm_router.processes.board import CONTROL_ROW, Board, worker_row
 from llm_router.processes.channel import Channel, Lines
@@ -58,6 +61,8 @@ _MOST_DESCRIPTORS: Final = 65536  # a worker holds up to 4,096 clients and as ma
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 _SEGMENT_NAME: Final = "supervisor"
+
+_log = logging.getLogger("llm_router.supervisor")
 
 State = Literal["starting", "ready", "backoff", "stopping", "failed"]
 RestartReason = Literal["exited", "killed", "hung"]
@@ -165,7 +170,7 @@ class Supervisor:
             try:
                 ((sock, *others),), port = listen_tcp(plan.metrics_host, plan.metrics_port, 1)
             except CannotStart as problem:
-                _log(f"monitoring has no port of its own, the app port serves its paths: {problem}")
+                _log.warning("monitoring has no port of its own, the app port serves its paths: %s", problem)
             else:
                 for other in others:
                     other.close()
@@ -241,13 +246,13 @@ class Supervisor:
                 post.process = self._spawn(post, theirs)
         except OSError as error:
             post.error = f"cannot start a process: {error.strerror or error}"
-            _log(f"{post.label}: {post.error}")
+            _log.error("%s: %s", post.label, post.error)
             self._close_pipes(post)
             if post.role == "control":
                 self._close_channel()
             return False
         self._selector.register(post.status_fd, selectors.EVENT_READ, lambda: self._on_status(post))
-        _log(f"{post.label} started (pid {post.process.pid})")
+        _log.info("%s started (pid %d)", post.label, post.process.pid)
         return True
 
     def _spawn(self, post: _Post, theirs: contextlib.ExitStack) -> subprocess.Popen[bytes]:
@@ -331,20 +336,21 @@ class Supervisor:
         # SIGCHLD only has to wake the loop: every turn reaps.
         for number in wakeup.recv(4096):
             if number == signal.SIGHUP and (not self._has_terminal or _terminal_is_there()):
-                _log("SIGHUP: control reads the configuration again")
+                _log.info("SIGHUP: control reads the configuration again")
                 self._order(self._control, RELOAD)
             elif number in {signal.SIGTERM, signal.SIGINT, signal.SIGHUP} and self._stage == "running":
-                _log(f"{signal.Signals(number).name}: draining, for at most {self._plan.drain_s:g} s")
+                _log.info("%s: draining, for at most %g s", _signal_name(number), self._plan.drain_s)
                 self._stop(0)
             elif number == signal.SIGINT:
-                _log("SIGINT again: ending at once")
+                _log.warning("SIGINT again: ending at once")
                 self._end_at_once()
 
     def _look_after(self, post: _Post, now: float) -> None:
         """Do what is due for a child: kill it, start it again, find out that it hangs."""
         if now >= post.kill_at:
             post.kill_at = math.inf
-            _log(f"{post.label} ({_pid(post)}) {'hung' if post.is_hung else 'did not leave in time'}: killed")
+            why = "hung" if post.is_hung else "did not leave in time"
+            _log.warning("%s (%s) %s: killed", post.label, _pid(post), why)
             _kill(post)
         if now >= post.retry_at:
             post.restarts += 1
@@ -361,7 +367,7 @@ class Supervisor:
             post.is_hung = True
             post.kill_at = now + _DUMP_S
             what = "is not ready" if post.state == "starting" else "gives no sign of life"
-            _log(f"{post.label} ({_pid(post)}) {what} for {now - seen_at:.1f} s; its stacks:")
+            _log.error("%s (%s) %s for %.1f s; its stacks:", post.label, _pid(post), what, now - seen_at)
             post.process.send_signal(signal.SIGUSR1)
 
     # -- reports and deaths ---------------------------------------------------------------------------------
@@ -383,14 +389,14 @@ class Supervisor:
         if event == "ready" and post.state == "starting":
             post.state, post.info, post.ready_at, post.was_ready = "ready", message, time.monotonic(), True
             post.deaths_before_ready = 0
-            _log(f"{post.label} ready after {post.ready_at - post.started_at:.2f} s")
+            _log.info("%s ready after %.2f s", post.label, post.ready_at - post.started_at)
         elif event == "failed" and post.role == "runner" and post.state in {"starting", "ready"}:
             post.state, post.info = "failed", message
             post.error = str(message.get("error", "it did not say why"))
             post.kill_at = time.monotonic() + _LEAVE_S
-            _log(f"{post.label} failed: {post.error}")
+            _log.error("%s failed: %s", post.label, post.error)
         else:
-            _log(f"{post.label}: a report {event!r} makes no sense while it is {post.state}")
+            _log.warning("%s: a report %r makes no sense while it is %s", post.label, event, post.state)
         self._changed()
 
     def _reap(self) -> None:
@@ -405,7 +411,8 @@ class Supervisor:
         self._unregister(post)
         self._close_pipes(post)
         how = f"exited with status {status}" if status >= 0 else f"was killed by {_signal_name(-status)}"
-        _log(f"{post.label} ({_pid(post)}) {how}")
+        was_told = post.state in {"stopping", "failed"}
+        _log.log(logging.INFO if was_told else logging.WARNING, "%s (%s) %s", post.label, _pid(post), how)
         post.process = None
         post.kill_at = math.inf
         if post.segment is not None:
@@ -427,7 +434,7 @@ class Supervisor:
         if post.role != "runner" and not post.was_ready:
             post.deaths_before_ready += 1
             if status == EXIT_REFUSED or post.deaths_before_ready >= _START_ATTEMPTS:
-                _log(f"{post.label} cannot start; ending")
+                _log.critical("%s cannot start; ending", post.label)
                 self._stop(1)
                 return
         reason: RestartReason = "hung" if post.is_hung else "killed" if status < 0 else "exited"
@@ -487,9 +494,21 @@ class Supervisor:
             case "stop_runner":
                 return self._stop_runner(str(order["name"]), float(order.get("grace_s", _LEAVE_S)), order.get("id"))
             case "announce":
-                return "" if _write(1, f"{order['text']}\n") else "stdout does not take it"
+                return "" if write_now(1, f"{order['text']}\n") == "all" else "stdout does not take it"
+            case "set_log":
+                return self._set_log(str(order["level"]), str(order["console"]))
             case unknown:
                 return f"unknown order {unknown!r}"
+
+    def _set_log(self, level: str, console: str) -> str:
+        """Write lines from this level on, in this form."""
+        if level not in NUMBERS or console not in get_args(Form):
+            return f"no such level or form: {level!r}, {console!r}"
+        _log.setLevel(level.upper())
+        for handler in _log.handlers:
+            if isinstance(handler, Console):
+                handler.form = cast("Form", console)
+        return ""
 
     def _start_runner(self, name: str, payload: dict[str, Any]) -> str:
         former = self._runner(name)
@@ -573,7 +592,7 @@ class Supervisor:
             self._tell_to_leave(self._control, now + _LEAVE_S)
         if self._stage == "control" and _all_gone(self._of("control")):
             self._stage = "done"
-            _log("stopped")
+            _log.info("stopped")
 
     def _end_at_once(self) -> None:
         for post in self._posts:
@@ -627,26 +646,15 @@ def _unlink(path: str) -> None:
         os.unlink(path)
 
 
-def _write(fd: int, text: str) -> bool:
-    """Write to stdout or stderr without ever waiting for whoever reads them. False if not all of it was taken."""
-    view = memoryview(text.encode("utf-8", "replace"))
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT)
-    try:
-        while view:
-            # A pipe that polls as writable takes PIPE_BUF bytes at once.
-            if not poll.poll(0):
-                return False
-            view = view[os.write(fd, view[: select.PIPE_BUF]) :]
-    except OSError:
-        return False
-    return True
-
-
-def _log(text: str) -> None:
-    now = time.time()
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
-    _write(2, f"{stamp}.{int(now % 1 * 1000):03d}Z supervisor: {text}\n")
+def _log_as(plan: LaunchPlan) -> None:
+    """Let log lines go to stderr and to application.log, each as it comes: there are few, and none may wait."""
+    service = Service.here(__version__, plan.environment, plan.service)
+    _log.addHandler(Console("supervisor", service, form=cast("Form", plan.console)))
+    if plan.log_dir:
+        _log.addHandler(AppendedFile(plan.log_dir, "supervisor", service))
+    for name, level in {"llm_router": plan.log_level, **plan.log_levels}.items():
+        logging.getLogger(name).setLevel(level.upper())
+    _log.propagate = False
 
 
 def _prepare_process() -> None:
@@ -664,14 +672,15 @@ def _prepare_process() -> None:
 def main(argv: Sequence[str], commands: Mapping[Role, Sequence[str]] = COMMANDS) -> int:
     """Run the supervisor of the plan behind `--plan-fd N`. Returns the exit status."""
     if len(argv) != 2 or argv[0] != "--plan-fd":
-        _write(2, "llm-router: the supervisor is started by `llm-router serve`\n")
+        write_now(2, "llm-router: the supervisor is started by `llm-router serve`\n")
         return 2
     _prepare_process()
     plan = LaunchPlan.from_json(read_file(int(argv[1])))
+    _log_as(plan)
     try:
         return Supervisor(plan, commands).run()
     except CannotStart as problem:
-        _write(2, f"llm-router: {problem}\n")
+        write_now(2, f"llm-router: {problem}\n")
         return 1
 
 

@@ -32,11 +32,13 @@ _FREE = Price(input=0.0, output=0.0)
 
 
 class RunnerAddress(msgspec.Struct, frozen=True):
-    """Where the runner of a model listens. `is_ready` is False while it loads, restarts or leaves."""
+    """Where the runner of a model listens. `is_ready` is False while it loads, restarts or leaves; `only_embeds` is True
+    for a model that answers no prompts."""
 
     port: int = 0
     key: str = ""
     is_ready: bool = False
+    only_embeds: bool = False
 
     def __repr__(self) -> str:
         return f"RunnerAddress(port={self.port}, is_ready={self.is_ready})"
@@ -202,5 +204,6 @@ def _runner_spec(model: ModelSettings, address: RunnerAddress) -> BackendSpec:
         embeddings=model.runner.embeddings if model.runner is not None else None,
         provider=LOCAL,
         local_model=model.name,
+        only_embeds=address.only_embeds,
         ready=address.is_ready,
     )

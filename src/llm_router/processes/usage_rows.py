@@ -6,15 +6,21 @@ Not for: metrics (instruments.py) or what becomes of rows (usage_outbox.py).
 from __future__ import annotations
 
 import itertools
+import re
 import secrets
 import time
 from collections.abc import Callable
+from typing import Final
 
 from llm_router.accounts.usage import UsageRow
-from llm_router.signals import Recorder, RequestRecord
+from llm_router.observe.logs.redact import redact_keys
+from llm_router.signals import Around, Recorder, RequestRecord
+
+_HARMLESS: Final = re.compile(r"[0-9a-f-]{1,128}").fullmatch
+"""The ids that the gateway gives, and UUIDs: no key looks like them."""
 
 
-class UsageRecorder:
+class UsageRecorder(Around):
     """A recorder that hands everything on, and a row for each inference as well.
 
     Args:
@@ -26,29 +32,25 @@ class UsageRecorder:
     def __init__(
         self, inner: Recorder, add: Callable[[UsageRow], None], *, wall: Callable[[], float] = time.time
     ) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._add = add
         self._wall = wall
         # Unique over all workers and starts: a row that is sent again must be known as the same.
         self._prefix = secrets.token_hex(8) + "-"
         self._numbers = itertools.count(1)
-        self.begin = inner.begin
-        self.gaps = inner.gaps
-        self.connection_opened = inner.connection_opened
-        self.connection_closed = inner.connection_closed
-        self.error = inner.error
 
     def finish(self, record: RequestRecord, now: float) -> None:
         if record.finished:
             return
-        self._inner.finish(record, now)
+        self._finish(record, now)
         if record.is_inference:
             attempts = record.attempts
             self._add(
                 UsageRow(
                     id=f"{self._prefix}{next(self._numbers):x}",
                     time=self._wall(),
-                    request_id=record.request_id,
+                    # Of an id that a caller gave one cannot know that it is no key.
+                    request_id=record.request_id if _HARMLESS(record.request_id) else redact_keys(record.request_id),
                     key_id=record.key_id,
                     key=record.key,
                     model=record.model,

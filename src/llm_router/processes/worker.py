@@ -32,6 +32,7 @@ from llm_router.gateway.forward import Forwarder, control_pool
 from llm_router.gateway.front import Front
 from llm_router.gateway.listener import Listener
 from llm_router.instruments import Instruments
+from llm_router.observe.logs.console import Console
 from llm_router.observe.metrics.slots import Segment, Writer
 from llm_router.processes.board import CONTROL_ROW
 from llm_router.processes.child import Child, log_to_stderr
@@ -39,9 +40,17 @@ from llm_router.processes.garbage import Collections
 from llm_router.processes.levels import Levels
 from llm_router.processes.loads import Loads
 from llm_router.processes.news import SnapshotClient
-from llm_router.processes.snapshot import BackendSeen, CircuitSeen, LeaseAsk, LeaseGrants, Snapshot, Word
+from llm_router.processes.snapshot import (
+    BackendSeen,
+    CircuitSeen,
+    LeaseAsk,
+    LeaseGrants,
+    Snapshot,
+    UsageTaken,
+    Word,
+)
 from llm_router.processes.usage_outbox import UsageOutbox
-from llm_router.processes.usage_rows import UsageRecorder
+from llm_router.processes.worker_monitoring import WorkerMonitoring
 from llm_router.routing.breaker import State
 from llm_router.routing.router import Router
 
@@ -62,7 +71,7 @@ _ROWS_PAUSE_S = 0.02
 class Worker:
     """One worker from its first snapshot to its last request. Lives in the loop it was made in."""
 
-    def __init__(self, child: Child) -> None:
+    def __init__(self, child: Child, console: Console) -> None:
         self._child = child
         self._loop = asyncio.get_running_loop()
         self._stopped = asyncio.Event()
@@ -83,10 +92,18 @@ class Worker:
             self._apply,
             on_word=self._hear,
             on_connection=self._control_came_or_went,
-            on_dropped=lambda: self._instruments.error("facts_dropped"),
+            on_dropped=self._fact_dropped,
         )
         self._outbox = UsageOutbox(self._news.send_now, self._usage_dropped)
-        self._recorder = UsageRecorder(self._instruments, self._outbox.add)
+        self._monitoring = WorkerMonitoring(
+            spec,
+            self._writer,
+            self._instruments,
+            self._outbox,
+            console=console,
+            send=self._news.send_now,
+            spawn=self._keep,
+        )
         self._doorman = Doorman(clock=time.monotonic, wall=time.time)
         self._limiter = Limiter(lambda asks: self._news.send_now(LeaseAsk(asks)), clock=time.monotonic)
         self._cache: Cache | None = None
@@ -127,6 +144,7 @@ class Worker:
                 await self._cache.aclose()
             await self._connections.aclose()
             await self._control.aclose()
+            await self._monitoring.aclose()
 
     # -- news ------------------------------------------------------------------------------------------
 
@@ -157,6 +175,7 @@ class Worker:
             self._open(snapshot)
         else:
             self._core.allow(snapshot.access)
+        self._monitoring.apply(snapshot)
         if self._core is not None:  # without its certificate there is none
             if snapshot.accounts_ready:
                 self._core.open_doors()
@@ -190,7 +209,7 @@ class Worker:
         control_age = self._control_age
         self._core = Core(
             self._router,
-            self._recorder,
+            self._monitoring.recorder(snapshot),
             access=snapshot.access,
             forward=Forwarder(self._control, control_age),
             monitoring_paths=frozenset(snapshot.monitoring_paths),
@@ -198,6 +217,7 @@ class Worker:
             limiter=self._limiter,
             clock=time.monotonic,
         )
+        self._monitoring.watch(self._core)
         self._front = Front(self._core, self._core.refuse, snapshot.front, self._instruments, loop=self._loop)
         for fd in self._child.spec.listen_fds:
             self._listeners.append(
@@ -236,8 +256,14 @@ class Worker:
     def _hear(self, word: Word) -> None:
         if isinstance(word, LeaseGrants):
             self._limiter.granted(word.grants)
-        else:
+        elif isinstance(word, UsageTaken):
             self._outbox.taken(word.number)
+        else:
+            self._monitoring.hear(word, self._cache)
+
+    def _fact_dropped(self) -> None:
+        self._instruments.error("facts_dropped")
+        self._monitoring.fact_lost()
 
     def _usage_dropped(self) -> None:
         self._instruments.error("usage_dropped")
@@ -264,6 +290,7 @@ class Worker:
             self._levels.tell(self._router.queues(), self._cache)
             self._loads.tell(self._connections.in_use(), self._admitted_backends)
             self._router.count_elsewhere(self._loads.elsewhere())
+            await self._monitoring.tick(self._news.statistics().waiting)
             due = now + SWEEP_S
 
     def _shed(self, late_s: float) -> None:
@@ -302,8 +329,10 @@ class Worker:
         self._stopped.set()
 
     async def _hand_over(self) -> None:
-        """Give back what was borrowed, and see the last usage rows stored; control is asked to leave after workers."""
+        """Give back what was borrowed, tell the last traces, and see the last usage rows stored; control is asked to
+        leave after workers."""
         self._limiter.give_back()
+        await self._monitoring.hand_over()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_ROWS_S):
                 while any(self._outbox.statistics()[:2]):
@@ -339,17 +368,17 @@ def _give_up(error: BaseException) -> NoReturn:
     os._exit(1)
 
 
-async def _run(child: Child) -> None:
-    await Worker(child).run()
+async def _run(child: Child, console: Console) -> None:
+    await Worker(child, console).run()
 
 
 def main() -> None:
     """`python -m llm_router.processes.worker --spec-fd N`; the supervisor starts it."""
     child = Child.from_argv()
-    log_to_stderr(child.spec.name)
+    console = log_to_stderr(child.spec.name, child.spec.plan)
     gc.freeze()  # what was imported lives as long as the process: collections need not look at it
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_run(child))
+        runner.run(_run(child, console))
 
 
 if __name__ == "__main__":

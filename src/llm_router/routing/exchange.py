@@ -10,9 +10,9 @@ from collections.abc import Callable, Coroutine
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from llm_router.backends.base import ReplyReader
+from llm_router.backends.base import Backend, ReplyReader
 from llm_router.chat import Usage
-from llm_router.errors import FaultDomain
+from llm_router.errors import BackendRejected, FaultDomain
 from llm_router.models.prices import Price
 from llm_router.routing.queue import ModelQueue
 from llm_router.routing.table import Deployment
@@ -65,7 +65,7 @@ class Exchange:
         self.attempt = attempt
         self.reply = reply
         self.reader = reader
-        self.chunk = reply.chunk if reader is None else _Translated(reply, reader).chunk
+        self.chunk = reply.chunk if reader is None else _Translated(reply, reader, target.backend).chunk
         self.first_byte_at = now
         self.body = b""
         self.streaming = False
@@ -108,6 +108,10 @@ class Exchange:
         except ValueError:
             seconds = _seconds_until(said, self.header(b"date").decode("latin-1"))
         return max(0.0, seconds) if seconds <= _LONGEST_S else None  # neither for nan
+
+    def without_secrets(self, data: bytes) -> bytes:
+        """Bytes of an error as callers may see them: without the credentials that the backend got from us."""
+        return self._target.backend.without_secrets(data)
 
     def hold(self, queue: ModelQueue, record: RequestRecord) -> None:
         """Keep the slot, taken at `record.slot_at`, until `finish`: the backend works until the stream ends."""
@@ -155,21 +159,26 @@ def _seconds_until(then: str, now: str) -> float:
 class _Translated:
     """The chunks of a stream in the caller's dialect. Apart from the exchange, so that there is no reference cycle."""
 
-    __slots__ = ("_has_ended", "_reader", "_reply")
+    __slots__ = ("_backend", "_has_ended", "_reader", "_reply")
 
-    def __init__(self, reply: Reply, reader: ReplyReader) -> None:
+    def __init__(self, reply: Reply, reader: ReplyReader, backend: Backend) -> None:
         self._reply = reply
         self._reader = reader
+        self._backend = backend
         self._has_ended = False
 
     async def chunk(self) -> bytes:
         while not self._has_ended:
             data = await self._reply.chunk()
-            if data:
-                out = self._reader.feed(data)
-            else:
-                self._has_ended = True
-                out = self._reader.rest()
+            try:
+                if data:
+                    out = self._reader.feed(data)
+                else:
+                    self._has_ended = True
+                    out = self._reader.rest()
+            except BackendRejected as error:  # in its own words, which may quote what we sent
+                said = self._backend.without_secrets(error.problem.encode("utf-8", "replace")).decode()
+                raise BackendRejected(error.backend, error.status, said, error.retry_after_s) from None
             if out:
                 return out
         return b""

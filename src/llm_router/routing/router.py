@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import msgspec
 
 from llm_router.backends.base import Backend
+from llm_router.backends.wire import trace_lines
 from llm_router.chat import Endpoint, InferenceRequest
 from llm_router.errors import (
     BackendBusy,
@@ -381,6 +382,7 @@ class Router:
             if not candidates:
                 return None, self._nobody(model, request.endpoint)
             target, record.reason = _choose(policy, model, candidates, request)
+            record.routed_at = record.routed_at or self._clock()
             exchange, failure = await self._attempt(target, request, record)
             if failure is not None:
                 exchange, failure = await self._try_again(exchange, failure, target, model, policy, request, record)
@@ -449,14 +451,21 @@ class Router:
     ) -> tuple[Exchange | None, RouterError | None]:
         """One try. A reply with a retryable error status comes back together with the error it stands for."""
         backend, breaker = target.backend, target.breaker
-        head, body = backend.encode(request, target.upstream_model, record.request_id)
+        span_id = trace = ""
+        if record.trace_id:  # without a span of ours the caller's goes through as it came
+            span_id = (
+                "%016x" % (self._rng.getrandbits(64) or 1) if record.span_id else record.parent_id
+            )  # half the time
+            trace = trace_lines(record, span_id)
+        head, body = backend.encode(request, target.upstream_model, record.request_id, trace)
         now = self._clock()
         ticket = breaker.allow(now)
-        attempt = Attempt(target.name, now)
+        attempt = Attempt(target.name, now, span_id, target.upstream_model)
         record.attempts.append(attempt)
         exchange: Exchange | None = None
         try:
             reply = await backend.pool.send(head, body)
+            attempt.status = reply.status
             exchange = Exchange(target, ticket, attempt, reply, backend.reader(request), self._clock())
             failure = await self._receive(exchange, backend, request)
         except BackendError as error:

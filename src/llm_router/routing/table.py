@@ -48,6 +48,7 @@ class BackendSpec(msgspec.Struct, frozen=True, kw_only=True):
         stream_usage: whether to ask it for token usage at the end of streams (`stream_options`);
             off for servers that refuse the field.
         local_model: the name of the local model whose runner this is; empty for remote backends.
+        only_embeds: it is a runner whose model answers no prompts.
         ready: False while it is known not to serve (a runner that loads or restarts).
         protocol: the API that it speaks.
         auth: how `api_key` is sent: as bearer token, or in the header `api-key` (Azure) or `x-api-key` (Anthropic).
@@ -71,6 +72,7 @@ class BackendSpec(msgspec.Struct, frozen=True, kw_only=True):
     embeddings: bool | None = None
     stream_usage: bool = True
     local_model: str = ""
+    only_embeds: bool = False
     ready: bool = True
     protocol: Literal["openai", "anthropic"] = "openai"
     auth: Literal["bearer", "api-key", "x-api-key"] = "bearer"

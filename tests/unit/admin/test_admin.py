@@ -10,19 +10,21 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from llm_router.accounts.access import AccessSettings, Guard
-from llm_router.accounts.keys import KeyRing
+from llm_router.accounts.keys import KeyRing, KeyScope
 from llm_router.admin import models, monitoring, reload
 from llm_router.admin.application import Entry, Rights, build, json_response
 from llm_router.admin.models import LocalModel
 from llm_router.admin.server import Server
 from llm_router.errors import BadModelFile, ConfigError, ModelNotFound, Unavailable
-from llm_router.observe.health import Health, Inputs, ModelState, Report
+from llm_router.observe.health.report import Health, Report
+from llm_router.observe.health.state import Inputs, ModelState
 from support.aio import run
 from support.ask import Answer, ask, send
 
@@ -49,6 +51,9 @@ class Source:
 
     def readiness(self) -> tuple[bool, str]:
         return self.ready
+
+    def is_initialized(self) -> bool:
+        return self.inputs.is_initialized
 
 
 class Models:
@@ -83,6 +88,9 @@ class Site:
         self.source, self.models = Source(), Models()
         self.access = AccessSettings()
         self.problem: ConfigError | None = None
+        self.switches: dict[str, bool] = {}
+        self.closed: frozenset[KeyScope] = frozenset()
+        self.audited: list[tuple[str, dict[str, Any]]] = []
         self.port = 0
 
     def _reload(self) -> list[str]:
@@ -96,12 +104,22 @@ class Site:
     async def _away(self, request: Request) -> Response:
         raise Unavailable("not now")
 
+    def audit(self, event: str, /, **data: Any) -> None:
+        self.audited.append((event, data))
+
     @contextlib.asynccontextmanager
     async def serving(self, head_timeout_s: float = 5.0) -> AsyncIterator[Site]:
         routes = [
-            *monitoring.routes(self.source, version="1.2.3", metrics_path="/m", health_path="/health", now=lambda: 0.0),
-            *models.routes(self.models),
-            *reload.routes(self._reload),
+            *monitoring.routes(
+                self.source,
+                version="1.2.3",
+                metrics_path="/m",
+                health_path="/health",
+                now=lambda: 0.0,
+                **self.switches,
+            ),
+            *models.routes(self.models, audit=self.audit),
+            *reload.routes(self._reload, audit=self.audit),
             Route("/who", self._who),
             Route("/away", self._away),
         ]
@@ -113,7 +131,7 @@ class Site:
             sock.bind(str(path))
             sock.listen()
             entries[sock] = entry
-        rights = Rights(KeyRing(), {entry: frozenset() for entry in Entry})
+        rights = Rights(KeyRing(), dict.fromkeys(Entry, self.closed))
         app = build(routes, lambda: Guard(self.access), lambda: rights)
         server = Server(app, entries, head_timeout_s=head_timeout_s)
         await server.start()
@@ -127,7 +145,7 @@ class Site:
 
 
 def test_the_index_names_every_endpoint(tmp_path: Path) -> None:
-    """Plain text, with the configured paths."""
+    """Plain text, with the configured paths, and of what is not always there what is."""
 
     async def scenario() -> None:
         async with Site(tmp_path).serving() as site:
@@ -135,6 +153,54 @@ def test_the_index_names_every_endpoint(tmp_path: Path) -> None:
             assert (answer.status, answer.headers["content-type"]) == (200, "text/plain; charset=utf-8")
             for line in ("GET  /m  ", "GET  /health/ready ", "POST /admin/reload ", "POST /v1/chat/completions "):
                 assert line in answer.text
+            assert "/metrics\n" not in answer.text
+            assert "/debug" not in answer.text
+
+    run(scenario())
+
+
+def test_health_without_the_right_to_details(tmp_path: Path) -> None:
+    """The same word and status, in either form that was asked for, and nothing else."""
+
+    async def scenario() -> None:
+        site = Site(tmp_path)
+        site.closed = frozenset({"metrics:read"})
+        async with site.serving():
+            for status, code, is_initialized in (("healthy", 200, True), ("initializing", 503, False)):
+                site.source.inputs = msgspec.structs.replace(site.source.inputs, is_initialized=is_initialized)
+                for accept in ("*/*", "application/health+json"):
+                    answer = await site.get("/health", headers={"accept": accept})
+                    assert (answer.status, answer.json()) == (
+                        code,
+                        {"status": status, "timestamp": "1970-01-01T00:00:00.000Z"},
+                    )
+                assert (await ask(site.cli, "/health")).json()["checks"]
+            assert (await site.get("/metrics")).status == 401
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("switches", "gone"),
+    [
+        ({"metrics_enabled": False}, ("/metrics", "/metrics/json", "/m")),
+        ({"health_enabled": False}, ("/health",)),
+    ],
+)
+def test_what_is_switched_off_is_not_there(tmp_path: Path, switches: dict[str, bool], gone: tuple[str, ...]) -> None:
+    """No route and no line of the index; probes are answered all the same."""
+
+    async def scenario() -> None:
+        site = Site(tmp_path)
+        site.switches = switches
+        async with site.serving():
+            for path in ("/metrics", "/metrics/json", "/m", "/health"):
+                assert (await site.get(path)).status == (404 if path in gone else 200)
+            for path in ("/health/live", "/health/ready", "/health/startup"):
+                assert (await site.get(path)).status == 200
+            index = (await site.get("/")).text
+            assert not any(f"  GET  {path} " in index for path in gone)
+            assert "  GET  /health/live " in index
 
     run(scenario())
 
@@ -183,6 +249,14 @@ def test_health_in_three_forms(tmp_path: Path) -> None:
             assert (whole.status, whole.json()["status"]) == (503, "initializing")
             live = await site.get("/health/live")
             assert (live.status, live.json()["status"]) == (200, "alive")
+            startup = await site.get("/health/startup")
+            assert (startup.status, startup.json()["status"]) == (503, "initializing")
+            site.source.inputs = Inputs(is_initialized=True)
+            startup = await site.get("/health/startup")
+            assert (startup.status, startup.json()) == (
+                200,
+                {"status": "started", "timestamp": "1970-01-01T00:00:00.000Z"},
+            )
 
     run(scenario())
 

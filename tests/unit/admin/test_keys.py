@@ -72,12 +72,16 @@ class Site:
         self.book = Book()
         self.now = NOW
         self.doors: Doors
+        self.audited: list[tuple[str, dict[str, Any]]] = []
+
+    def audit(self, event: str, /, **data: Any) -> None:
+        self.audited.append((event, data))
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[Site]:
         rights = Rights(KeyRing(), {entry: frozenset() for entry in Entry})
         app = build(
-            keys.routes(self.book, now=lambda: self.now), lambda: Guard(AccessSettings()), lambda: rights
+            keys.routes(self.book, audit=self.audit, now=lambda: self.now), lambda: Guard(AccessSettings()), lambda: rights
         )  # fmt: skip
         async with serving(app, self.folder) as self.doors:
             yield self
@@ -165,6 +169,8 @@ NO_KEYS: tuple[tuple[dict[str, Any], str | None, str], ...] = (
     ({"name": "a" * 65}, "name", "no name"),
     ({"name": "__other__"}, "name", "begins with __"),
     ({"name": "sk-llmr-abc"}, "name", "looks like a key"),
+    ({"name": "card 4111 1111 1111 1111"}, "name", "looks like a key"),
+    ({"name": "n", "models": ["m", "ghp_0123456789abcdefghij"]}, "models", "looks like a key"),
     ({"name": 7}, "name", "Expected `str`"),
     ({"name": "app", "scopes": []}, "scopes", "at least one"),
     ({"name": "app", "scopes": ["root"]}, "scopes", "scopes[0]: 'root' is no scope; there are inference"),

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from llm_router.accounts.access import AccessSettings, Guard
 from llm_router.accounts.keys import SCOPES, KeyRing, KeyScope, KeySpec, digest_of
-from llm_router.admin.application import MAX_HELD, Entry, Rights, build, caller
+from llm_router.admin.application import MAX_HELD, Entry, Rights, build, caller, doer, is_terse, json_response
 from llm_router.gateway.auth import DELAYS_S, FREE_FAILURES, Failures
 from llm_router.gateway.forward import AT_ONCE
 from llm_router.testing import FakeClock
@@ -23,8 +23,9 @@ from support.aio import run
 from support.ask import Answer, ask
 
 NOW = 1_700_000_000.0
-OPEN = ("/health/live", "/health/ready")
-MONITORING = ("/", "/metrics", "/metrics/json", "/health", "/my/metrics")
+OPEN = ("/health/live", "/health/ready", "/health/startup")
+MONITORING = ("/", "/metrics", "/metrics/json", "/my/metrics")
+HEALTH = ("/health", "/my/health")
 ADMIN = ("/admin/models", "/admin/keys", "/admin", "/debug", "/nothing", "/metrics/", "//admin/keys", "/%61dmin/keys")
 ALL: frozenset[KeyScope] = frozenset(SCOPES)
 
@@ -44,22 +45,27 @@ class Site:
         self.paused_s: list[float] = []
         self.rights = Rights(KeyRing(keys), {Entry.MONITORING: closed, Entry.FORWARD: closed})
         self.access = AccessSettings()
+        self.moved: tuple[str, ...] = ("/my/metrics", "/my/health", "/admin/keys")
+        self.health_path = "/my/health"
         self.doors: Doors
 
     async def _pause(self, seconds: float) -> None:
         self.paused_s.append(seconds)
 
     async def _answer(self, request: Request) -> Response:
-        return PlainTextResponse(caller(request))
+        if request.url.path == "/admin/who":
+            return json_response(doer(request))
+        return PlainTextResponse("how, but not why" if is_terse(request) else caller(request))
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[Site]:
-        paths = dict.fromkeys((*OPEN, *MONITORING, "/admin/models", "/admin/keys"))
+        paths = dict.fromkeys((*OPEN, *MONITORING, *HEALTH, "/admin/models", "/admin/keys", "/admin/who"))
         app = build(
             [Route(path, self._answer, methods=["GET", "POST"]) for path in paths],
             lambda: Guard(self.access),
             lambda: self.rights,
-            monitoring_paths=("/my/metrics", "/admin/keys"),
+            monitoring_paths=self.moved,
+            health_path=self.health_path,
             wall=lambda: NOW,
             failures=Failures(clock=self.clock, max_held=MAX_HELD, pause=self._pause),
         )
@@ -106,6 +112,71 @@ def test_each_path_wants_its_scope(tmp_path: Path, paths: tuple[str, ...]) -> No
                         if status == 403:
                             assert answer.json()["error"]["code"] == "forbidden"
             assert site.paused_s == []
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("", "how, but not why"),
+        ("sk-inference", "how, but not why"),
+        ("sk-metrics:read", "the key 'metrics:read'"),
+        ("sk-admin", "the key 'admin'"),
+    ],
+)
+def test_everybody_may_know_how_the_router_is_but_not_why(tmp_path: Path, key: str, text: str) -> None:
+    """Load balancers have no key; details are for those who have the right to them."""
+
+    async def scenario() -> None:
+        keys = [spec("inference"), spec("metrics:read"), spec("admin")]
+        async with Site(tmp_path, keys).serving() as site:
+            for path in HEALTH:
+                for address in (site.doors.monitoring, site.doors.forward):
+                    answer = await site.get(path, key, address)
+                    assert (answer.status, answer.text) == (200, text)
+                assert (await site.get(path, address=site.doors.cli)).text == "the command line"
+
+    run(scenario())
+
+
+def test_a_wrong_key_is_no_way_to_ask_for_health_either(tmp_path: Path) -> None:
+    """The two answers would tell which keys there are, as often as one likes."""
+
+    async def scenario() -> None:
+        async with Site(tmp_path, [spec("admin")]).serving() as site:
+            statuses = [
+                (await site.get("/health", "sk-wrong")).status for _ in range(FREE_FAILURES + len(DELAYS_S) + 1)
+            ]
+            assert set(statuses[:-1]) == {401}
+            assert statuses[-1] == 429
+            assert (await site.get("/health")).status == 200
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("moved", "health_path", "open_paths"),
+    [
+        (("/metrics", "/health"), "/health", {"/health"}),
+        (("/my/metrics", "/my/health"), "/my/health", {"/health", "/my/health"}),
+        (("/health", "/my/health"), "/my/health", {"/my/health"}),  # metrics are at /health
+        (("/my/metrics", "/metrics"), "/metrics", {"/health"}),  # so is health at /metrics
+        (("/my/metrics", "/admin/keys"), "/admin/keys", {"/health"}),
+        (("/my/metrics", "/"), "/", {"/health"}),
+    ],
+)
+def test_only_health_is_told_to_everybody(
+    tmp_path: Path, moved: tuple[str, ...], health_path: str, open_paths: set[str]
+) -> None:
+    """Wherever it was moved, nothing else becomes open."""
+
+    async def scenario() -> None:
+        site = Site(tmp_path)
+        site.moved, site.health_path = moved, health_path
+        async with site.serving():
+            for path in {*MONITORING, *HEALTH, "/admin/keys"}:
+                assert ((await site.get(path)).status == 200, path) == (path in open_paths, path)
 
     run(scenario())
 
@@ -161,6 +232,25 @@ def test_the_command_line_never_needs_a_key(tmp_path: Path) -> None:
     run(scenario())
 
 
+def test_audit_lines_tell_key_and_address(tmp_path: Path) -> None:
+    """The address is that of the worker's client where a worker asks; the command line has neither."""
+
+    async def scenario() -> None:
+        async with Site(tmp_path, [spec("admin")]).serving() as site:
+            by_key = {"actor": "the key 'admin'", "actor_id": "sk-admin"}
+            answer = await site.get("/admin/who", "sk-admin")
+            assert answer.json() == {**by_key, "client": "127.0.0.1"}
+            answer = await site.get("/admin/who", "sk-admin", site.doors.forward, x_llm_router_client="10.1.2.3:99")
+            assert answer.json() == {**by_key, "client": "10.1.2.3"}
+            answer = await site.get("/admin/who", address=site.doors.cli)
+            assert answer.json() == {"actor": "the command line"}
+        async with Site(tmp_path / "open", closed=frozenset()).serving() as site:
+            assert (await site.get("/admin/who")).json() == {"actor": "127.0.0.1", "client": "127.0.0.1"}
+
+    (tmp_path / "open").mkdir()
+    run(scenario())
+
+
 def test_changed_rights_hold_from_the_next_request_on(tmp_path: Path) -> None:
     """A key that was revoked, one that expired."""
 
@@ -186,6 +276,7 @@ def test_nobody_is_called_a_stranger_before_the_keys_are_known(tmp_path: Path) -
             answer = await site.get("/admin/keys", "sk-admin")
             assert (answer.status, answer.headers["retry-after"]) == (503, "1")
             assert (await site.get("/metrics", address=site.doors.forward)).status == 503
+            assert (await site.get("/health", "sk-admin", site.doors.forward)).text == "how, but not why"
             for path, address in (("/metrics", None), ("/health/live", site.doors.forward), ("/", site.doors.cli)):
                 assert (await site.get(path, address=address)).status == 200
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 
-from llm_router.accounts.access import AccessSettings, Guard
-from llm_router.accounts.keys import KeyRing
 from llm_router.accounts.usage import UsageGroup, UsageTotal
 from llm_router.admin import usage
-from llm_router.admin.application import Entry, Rights, build
 from llm_router.errors import InvalidRequest, StoreUnavailable
-from support.aio import run
+from support.admin import asked
 
 NOW = 1_790_000_000.0  # 2026-09-21T14:13:20Z
 TODAY = 1_789_948_800.0
@@ -41,32 +37,8 @@ class Book:
 
 def get(book: Book, query: str = "", **parameters: str) -> tuple[int, Any]:
     """Status and JSON of the reply, asked as the command line."""
-    app = build(
-        usage.routes(book, now=lambda: NOW),
-        lambda: Guard(AccessSettings()),
-        lambda: Rights(KeyRing([]), {}),
-    )
-    sent: list[Any] = []
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    scope = {
-        "type": "http",
-        "http_version": "1.1",
-        "method": "GET",
-        "path": "/admin/usage",
-        "raw_path": b"/admin/usage",
-        "query_string": (query or urlencode(parameters)).encode(),
-        "headers": [(b"host", b"localhost")],
-        "client": None,
-        "state": {"entry": Entry.CLI},
-    }
-    run(app(scope, receive, send))  # type: ignore[arg-type]
-    return sent[0]["status"], json.loads(b"".join(message.get("body", b"") for message in sent[1:]))
+    answer = asked(usage.routes(book, now=lambda: NOW), "GET", "/admin/usage", query or urlencode(parameters))
+    return answer.status, answer.json()
 
 
 def test_without_parameters_the_last_month_is_summed_by_key() -> None:

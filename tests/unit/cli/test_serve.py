@@ -40,6 +40,15 @@ def test_the_plan_lets_control_load_the_same_configuration(folder: Path) -> None
     assert [model.name for model in again.models] == ["m"]
 
 
+def test_the_plan_says_how_log_lines_look(folder: Path) -> None:
+    """The supervisor and children that start know it before any snapshot."""
+    logs = "logs: {level: warning, levels: {llm_router.supervisor: debug}, console: text}\n"
+    (folder / "llm-router.yaml").write_text(CONFIG + logs + "server: {environment: staging}\n")
+    plan = plan_of(None, {})
+    assert (plan.console, plan.environment, plan.service) == ("text", "staging", "llm-router")
+    assert (plan.log_level, plan.log_levels) == ("warning", {"llm_router.supervisor": "debug"})
+
+
 def test_the_banner_tells_addresses_and_a_request_that_answers(folder: Path) -> None:
     """The curl names the default model, and its body is JSON."""
     (folder / "llm-router.yaml").write_text(CONFIG)
@@ -57,6 +66,13 @@ def test_ports_that_are_not_known_yet_are_left_to_fill_in(folder: Path) -> None:
     assert "http://127.0.0.1:{port}/v1" in text
     assert "http://127.0.0.1:{metrics_port}/metrics" in text
     assert "Try:" not in text, "there is no model yet"
+
+
+def test_the_banner_names_no_address_where_nothing_is(folder: Path) -> None:
+    text = banner(load(None, {"PROMETHEUS_ENABLED": "off"}, {}))
+    assert ("/metrics" in text, "/health" in text) == (False, True)
+    text = banner(load(None, {"MONITORING_ENABLED": "off"}, {}))
+    assert ("/metrics" in text, "/health" in text) == (False, False)
 
 
 def test_addresses_in_the_banner_can_be_connected_to(folder: Path) -> None:

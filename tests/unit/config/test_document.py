@@ -97,3 +97,13 @@ def test_no_objects_are_made() -> None:
     """Tags that would run code are errors."""
     assert "is not supported" in problem("a: !!python/object/apply:os.system [true]")
     assert "not valid YAML" in problem("a: !!python/name:os.system x")
+
+
+@pytest.mark.parametrize(
+    "text", ["a: *plain-words", "a: !plain-words x", "a: !x!plain-words x", "api_key: x${plain-words"]
+)
+def test_a_mistake_in_a_secret_does_not_show_it(text: str) -> None:
+    """Passwords may begin with what means something in YAML, and hold what begins a variable."""
+    said = problem(text)
+    assert "plain-words" not in said
+    assert "quotes" in said or "$$" in said

@@ -95,7 +95,7 @@ def test_control_sees_the_client_and_its_headers(tmp_path: Path) -> None:
                     },
                     b"{}",
                 )
-                assert await Forwarder(pool, lambda: 0.1)(asked, client) == 201
+                assert (await Forwarder(pool, lambda: 0.1)(asked, client)).status == 201
             seen = control.requests[0]
             assert (seen.method, seen.target, seen.body) == ("POST", "/admin/reload?a=1", b"{}")
             assert seen.headers == {
@@ -184,7 +184,8 @@ def test_a_slow_client_holds_control_back(tmp_path: Path) -> None:
                 while not forwarding.done():
                     client.read.release()
                     await asyncio.sleep(0)
-                assert (await forwarding, len(client.body)) == (200, size * 65536)
+                assert await forwarding == (200, size * 65536, b"text/plain")
+                assert len(client.body) == size * 65536
 
     run(scenario())
 
@@ -233,6 +234,6 @@ def test_sixteen_at_once(tmp_path: Path) -> None:
                 await control.until(lambda backend: len(backend.requests) == AT_ONCE)
                 assert pool.statistics().waiting == 4
                 gate.open()
-                assert await asyncio.gather(*tasks) == [200] * (AT_ONCE + 4)
+                assert [forwarded.status for forwarded in await asyncio.gather(*tasks)] == [200] * (AT_ONCE + 4)
 
     run(scenario())

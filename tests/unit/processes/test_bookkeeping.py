@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
+
 from llm_router.accounts.keys import digest_of
 from llm_router.accounts.ledger import Ask, Grant
 from llm_router.accounts.limits import Limits, Subject
@@ -15,6 +17,7 @@ from llm_router.accounts.store import Store
 from llm_router.accounts.stored import StoredKey
 from llm_router.accounts.usage import UsageRow
 from llm_router.config.settings import AccountsSettings
+from llm_router.errors import Unavailable
 from llm_router.processes.bookkeeping import Bookkeeping
 from llm_router.processes.news import WorkerLine
 from llm_router.processes.snapshot import LeaseAsk, LeaseGrants, UsageBatch, UsageTaken, Word
@@ -199,5 +202,19 @@ def test_usage_that_budgets_and_limits_are_counted_from_is_not_forgotten(tmp_pat
         world.store = Store.open(world.url)
         async with world.opened(retention_s=DAY_S) as books:
             assert await world.lent(books, "usd_per_month", 1_000_000) == 980_000
+
+    run(scenario())
+
+
+def test_a_health_check_asks_the_store(tmp_path: Path) -> None:
+    """Before it is open the answer is no, in words; then the store itself answers."""
+    world = World(tmp_path)
+
+    async def scenario() -> None:
+        async with world.opened() as books:
+            with pytest.raises(Unavailable, match="cannot be read now"):
+                books.ping()
+            await until(lambda: books.is_ready)
+            books.ping()
 
     run(scenario())

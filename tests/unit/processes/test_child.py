@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -169,14 +170,20 @@ def test_reports_are_bounded_and_need_no_supervisor() -> None:
 
 
 def test_log_lines_look_like_the_supervisors() -> None:
-    """One clock and one shape for all processes, whatever the time zone."""
+    """One clock and one shape for all processes, whatever the time zone: JSON, or text if the plan says so."""
     code = (
-        "import logging; from llm_router.processes.child import log_to_stderr as go; go('control'); logging.info('x')"
+        "import logging, sys; from llm_router.processes.child import log_to_stderr as go; "
+        "from llm_router.processes.plan import LaunchPlan; "
+        "go('control', LaunchPlan('', '', console=sys.argv[1], log_level='debug', environment='test')); "
+        "logging.getLogger('llm_router.cache').debug('x'); logging.getLogger('library').debug('y')"
     )
     env = {**os.environ, "TZ": "America/New_York"}
     before = datetime.now(UTC).replace(microsecond=0)
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-    stamp, _, rest = done.stderr.partition(" ")
-    assert rest == "control: INFO root: x\n"
-    assert stamp.endswith("Z")
-    assert before <= datetime.fromisoformat(stamp) <= datetime.now(UTC)
+    run = partial(subprocess.run, env=env, capture_output=True, text=True, check=True)
+    stamp, _, rest = run([sys.executable, "-c", code, "text"]).stderr.partition(" ")
+    assert rest == "control: DEBUG llm_router.cache: x\n"
+    entry = json.loads(run([sys.executable, "-c", code, "auto"]).stderr)
+    assert (entry["process"], entry["message"], entry["env"]) == ("control", "x", "test")
+    for shown in (stamp, entry["@timestamp"]):
+        assert shown.endswith("Z")
+        assert before <= datetime.fromisoformat(shown) <= datetime.now(UTC)

@@ -21,7 +21,10 @@ from support.aio import run, until
 from support.gguf import model as gguf
 from support.overseer import Overseer
 
-READY = {"state": "ready", "info": {"port": 4711, "load_s": 1.5, "format": "gguf", "size_category": "small"}}
+READY: dict[str, Any] = {
+    "state": "ready",
+    "info": {"port": 4711, "load_s": 1.5, "format": "gguf", "size_bytes": 98_000_000, "size_category": "small"},
+}
 
 
 class Stage:
@@ -33,7 +36,8 @@ class Stage:
         self.memory = folder / "unloaded.json"
         self.overseer = Overseer()
         self.changes = 0
-        self.loaded: list[tuple[str, str, float]] = []
+        self.loaded: list[tuple[str, str, int, float]] = []
+        self.unloaded: list[tuple[str, str]] = []
         self.errors: list[str] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._has_state = False
@@ -60,6 +64,7 @@ class Stage:
             grace_s=7.0,
             on_change=self._changed,
             on_loaded=lambda *load: self.loaded.append(load),
+            on_unloaded=lambda *model: self.unloaded.append(model),
             on_error=self.errors.append,
             resident_bytes=lambda pid: 1000.0 + pid,
         )
@@ -99,17 +104,17 @@ def test_a_file_of_the_folder_is_loaded_and_unloaded(tmp_path: Path) -> None:
     async def scenario() -> None:
         stage = Stage(tmp_path)
         stage.file("tiny")
-        stage.overseer.outcomes["tiny"] = [READY]
+        stage.overseer.outcomes["tiny"] = [{**READY, "info": {**READY["info"], "only_embeds": True}}]
         async with stage.playing() as models:
             shown = await models.load("tiny", {"parallel": 4})
             assert (shown.state, shown.load_s, shown.options["parallel"]) == ("loaded", 1.5, 4)
             assert "key" not in shown.options
             assert shown.memory_bytes == 1000 + stage.overseer.children[0]["pid"]
             key = stage.overseer.children[0]["payload"]["key"]
-            assert models.addresses() == {"tiny": RunnerAddress(4711, key, True)}
+            assert models.addresses() == {"tiny": RunnerAddress(4711, key, True, only_embeds=True)}
             assert [model.name for model in models.extra()] == ["tiny"]
             assert [(m.name, m.format, m.size_category) for m in models.loaded()] == [("tiny", "gguf", "small")]
-            assert (stage.loaded, stage.errors) == ([("tiny", "gguf", 1.5)], [])
+            assert (stage.loaded, stage.errors) == ([("tiny", "gguf", 98_000_000, 1.5)], [])
             assert (await models.load("tiny", {})).state == "loaded"
             assert (await models.unload("tiny")).state == "available"
             assert (models.addresses(), models.extra()) == ({}, [])
@@ -323,7 +328,7 @@ def test_a_runner_that_dies_is_no_longer_routed_to(tmp_path: Path) -> None:
             stage.overseer.become("tiny", state="ready", pid=9, restarts=1, info={"port": 4712, "load_s": 0.5})
             await until(lambda: models.addresses()["tiny"].is_ready)
             assert models.addresses()["tiny"].port == 4712
-            assert [seconds for _, _, seconds in stage.loaded] == [1.5, 0.5]
+            assert [load[-1] for load in stage.loaded] == [1.5, 0.5]
 
     run(scenario())
 
@@ -338,6 +343,8 @@ def test_orders_fail_clearly_without_a_supervisor(tmp_path: Path) -> None:
                 await stage.orders.stop_runner("x", 1.0)
             await stage.orders.announce("hello")
             assert stage.overseer.orders[-1]["text"] == "hello"
+            await stage.orders.set_log("debug", "json")
+            assert (stage.overseer.orders[-1]["level"], stage.overseer.orders[-1]["console"]) == ("debug", "json")
             waiting = asyncio.ensure_future(stage.orders.next_state())
             await asyncio.sleep(0)
             stage.orders.close()

@@ -67,8 +67,9 @@ def test_every_model_has_its_deployments_the_local_one_first() -> None:
 
 def test_models_loaded_at_run_time_are_there_too() -> None:
     """After the configured ones; without a default the first model answers."""
-    table = routing_table(Settings(), [local("extra")], {"extra": RunnerAddress(1, "k", True)})
+    table = routing_table(Settings(), [local("extra")], {"extra": RunnerAddress(1, "k", True, only_embeds=True)})
     assert (table.default_model, [model.name for model in table.models]) == ("extra", ["extra"])
+    assert [backend.only_embeds for backend in table.backends] == [True]
     assert [m.name for m in routing_table(SETTINGS, [local("tiny"), local("new")], {}).models][-1] == "new"
     assert routing_table(Settings(), [], {}).default_model == ""
 

@@ -160,3 +160,16 @@ def test_an_inference_makes_one_row_and_other_requests_none() -> None:
     (only,) = rows
     assert (only.time, only.duration_s, only.backend, only.key_id) == (50.0, 2.0, "b0", "k1")
     assert (only.input_tokens, only.output_tokens) == (3, 4)
+
+
+def test_rows_hold_no_key_that_a_caller_sent_as_id() -> None:
+    """Ids that are none stay as they are, with digits enough for a card."""
+    rows: list[UsageRow] = []
+    recorder = UsageRecorder(RecordingRecorder(), rows.append)
+    given = ["0f64a3c97a8b12de-17", "4111111111111111", "order.17", "a.ghp_0123456789abcdefghijABCDEF"]
+    for request_id in given:
+        record = RequestRecord("POST", "/v1/chat/completions", request_id, 10.0)
+        recorder.begin()
+        record.is_inference = True
+        recorder.finish(record, 12.0)
+    assert [row.request_id for row in rows] == [*given[:3], "a.[REDACTED]"]

@@ -246,8 +246,10 @@ class ShoutingBackend:
     def in_use(self) -> int:
         return self._backend.in_use
 
-    def encode(self, request: InferenceRequest, upstream_model: str, request_id: str) -> tuple[bytes, bytes]:
-        return self._backend.encode(request, upstream_model, request_id)
+    def encode(
+        self, request: InferenceRequest, upstream_model: str, request_id: str, trace: str = ""
+    ) -> tuple[bytes, bytes]:
+        return self._backend.encode(request, upstream_model, request_id, trace)
 
     def reader(self, request: InferenceRequest) -> ReplyReader | None:
         return Shouting(refuses=self.refuses)

@@ -460,6 +460,20 @@ class Writer:
         """The levels of a gauge that the predecessor left, by label values: what was open when it was killed."""
         return dict(self._left_levels.get(family_id(family), {}))
 
+    def reset(self, *, levels: bool) -> None:
+        """Set counters and histograms to 0, for tests: whoever scrapes takes it for a restart. Gauges only with `levels`."""
+        values = self.values
+        for counter in self._counters.values():
+            values[counter.index] = 0.0
+        for histogram in self._histograms.values():
+            for slot in range(histogram.base, histogram.sum_index + 1):
+                values[slot] = 0.0
+        for gauge in self._gauges.values() if levels else ():
+            values[gauge.index] = 0.0
+        self.segment.words[_EXEMPLAR_COUNT] = 0
+        self._exemplar_at.clear()
+        self._torn_exemplars.clear()
+
     def statistics(self) -> WriterStatistics:
         """How full the segment is."""
         return WriterStatistics(

@@ -439,3 +439,26 @@ class SlotsAgainstDict(RuleBasedStateMachine):
 
 SlotsAgainstDict.TestCase.settings = settings(max_examples=examples(40), stateful_step_count=40)
 TestSlotsAgainstDict = SlotsAgainstDict.TestCase
+
+
+def test_a_reset_sets_what_was_counted_to_zero_and_children_go_on() -> None:
+    """Levels only if that is wanted; examples of observations leave."""
+    _, writer, reader = pair()
+    counter, histogram, gauge = writer.counter(REQUESTS, "a"), writer.histogram(SECONDS, "a"), writer.gauge(OPEN, "w")
+    counter.inc(3)
+    histogram.observe_with_exemplar(0.7, 'trace_id="1"', 1.0)
+    gauge.set(5)
+    writer.reset(levels=False)
+    collected = reader.collect()
+    assert (collected.value(REQUESTS, "a"), collected.value(SECONDS, "a"), collected.value(OPEN, "w")) == (0, 0, 5)
+    row = collected.row(SECONDS, "a")
+    assert row is not None
+    assert not any(row.exemplars)
+    writer.reset(levels=True)
+    counter.inc()
+    histogram.observe_with_exemplar(0.7, 'trace_id="2"', 1.0)
+    collected = reader.collect()
+    assert (collected.value(REQUESTS, "a"), collected.value(OPEN, "w")) == (1, 0)
+    row = collected.row(SECONDS, "a")
+    assert row is not None
+    assert [exemplar.labels for exemplar in row.exemplars if exemplar is not None] == ['trace_id="2"']
