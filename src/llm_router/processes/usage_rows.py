@@ -49,8 +49,8 @@ class UsageRecorder(Around):
                 UsageRow(
                     id=f"{self._prefix}{next(self._numbers):x}",
                     time=self._wall(),
-                    # Of an id that a caller gave one cannot know that it is no key.
-                    request_id=record.request_id if _HARMLESS(record.request_id) else redact_keys(record.request_id),
+                    # Of an id that a caller gave one cannot know that it is no key; the others are the gateway's own.
+                    request_id=_shown(record.request_id) if b"x-request-id" in record.headers else record.request_id,
                     key_id=record.key_id,
                     key=record.key,
                     model=record.model,
@@ -69,3 +69,7 @@ class UsageRecorder(Around):
                     duration_s=now - record.started_at,
                 )
             )
+
+
+def _shown(request_id: str) -> str:
+    return request_id if _HARMLESS(request_id) else redact_keys(request_id)

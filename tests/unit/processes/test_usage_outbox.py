@@ -169,6 +169,7 @@ def test_rows_hold_no_key_that_a_caller_sent_as_id() -> None:
     given = ["0f64a3c97a8b12de-17", "4111111111111111", "order.17", "a.ghp_0123456789abcdefghijABCDEF"]
     for request_id in given:
         record = RequestRecord("POST", "/v1/chat/completions", request_id, 10.0)
+        record.headers = {b"x-request-id": request_id.encode()}
         recorder.begin()
         record.is_inference = True
         recorder.finish(record, 12.0)

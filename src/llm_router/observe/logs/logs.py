@@ -196,7 +196,8 @@ class Logs:
                 rate = 1.0
             elif self._random() >= rate:
                 return
-        if not self._access and not record.is_inference:
+        told = logging.WARNING if record.error_type else logging.INFO
+        if not self._access and not (record.is_inference and self._level <= told):
             return
         writer = self._writer
         if (
