@@ -10,19 +10,19 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final
+from typing import Final, get_args
 
 from llm_router import families
 from llm_router.observe.metrics.slots import Histogram, Writer
-from llm_router.signals import OTHER, RequestRecord
+from llm_router.signals import OTHER, Kept, RequestRecord
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _EXEMPLAR_EVERY_S = 1.0
 """An example of each bucket is renewed at most this often: it costs ten times as much as counting."""
 
 
-_KEPT: Final = ("sampled", "error", "slow", "first", "recent")
-_EXPORTED: Final = frozenset({"sampled", "error", "slow", "first"})
+_KEPT: Final = tuple(reason for reason in get_args(Kept) if reason)
+_EXPORTED: Final = frozenset(_KEPT) - {"recent"}
 
 
 class _Http:
@@ -136,8 +136,10 @@ class Instruments:
 
     def sample(self, every: Mapping[str, int]) -> None:
         """Observe only one in `every[route]` requests in histograms, from now on; counters stay exact."""
-        self._sample = {route: n for route, n in every.items() if n > 1}
-        self._seen = dict.fromkeys(self._sample, 0)
+        sample = {route: n for route, n in every.items() if n > 1}
+        if sample != self._sample:  # else every snapshot would begin to count anew, and one in n be more
+            self._sample = sample
+            self._seen = dict.fromkeys(sample, 0)
 
     def begin(self) -> None:
         self._values[self._in_flight] += 1.0

@@ -16,8 +16,9 @@ from llm_router.models.prices import Price
 from llm_router.routing.table import BackendSpec, Deployment, ModelSpec, RetrySpec, RoutingTable
 from llm_router.testing import Close, Gate, Hold, ScriptedBackend, Stall, framed, json_reply, reply, stream_head
 from support import anthropic
+from support.ask import Answer
 from support.chats import completion, stream
-from support.gateway import Answer, Gateway, table
+from support.gateway import Gateway, table
 from support.redis import RedisServer
 from support.wait import until
 

@@ -26,7 +26,8 @@ from llm_router.testing import (
     reply,
     stream_head,
 )
-from support.gateway import Answer, Gateway, table
+from support.ask import Answer
+from support.gateway import Gateway, table
 from support.net import free_port
 from support.wait import until
 

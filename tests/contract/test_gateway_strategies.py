@@ -27,8 +27,9 @@ from llm_router.routing.table import (
     RoutingTable,
 )
 from llm_router.testing import Gate, Hold, Pause, ScriptedBackend, json_reply, reply
+from support.ask import Answer
 from support.chats import completion
-from support.gateway import Answer, Gateway
+from support.gateway import Gateway
 
 NAMES = ("able", "best", "cheap", "plain")
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
 from starlette.routing import Route
@@ -18,6 +17,7 @@ from llm_router.accounts.keys import KeyRing, KeyScope
 from llm_router.admin.application import Entry, Rights, build
 from llm_router.admin.server import Server
 from support.aio import run
+from support.ask import Answer
 
 Address = Path | tuple[str, int]
 
@@ -47,17 +47,6 @@ async def serving(app: ASGIApp, folder: Path) -> AsyncIterator[Doors]:
         yield doors
     finally:
         await server.aclose()
-
-
-class Answer(NamedTuple):
-    """What was answered; names of headers are in lower case."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    def json(self) -> Any:
-        return json.loads(self.body)
 
 
 def asked(

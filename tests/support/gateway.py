@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import uvloop
 
@@ -36,20 +36,10 @@ from llm_router.routing.router import Router
 from llm_router.routing.table import BackendSpec, Deployment, ModelSpec, QueueSpec, RetrySpec, RoutingTable
 from llm_router.signals import RequestRecord
 from llm_router.testing import RecordingRecorder
+from support.ask import Answer
 from support.wait import until
 
 T = TypeVar("T")
-
-
-class Answer(NamedTuple):
-    """A reply as a client saw it; header names in lower case."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    def json(self) -> Any:
-        return json.loads(self.body)
 
 
 class Clock:

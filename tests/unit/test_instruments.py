@@ -304,6 +304,16 @@ def test_a_sampled_route_is_counted_exactly_and_observed_one_in_n() -> None:
     assert metrics.value(families.TOKENS_GENERATED, "m", "round-robin") == 110
 
 
+def test_a_sample_that_is_told_again_goes_on() -> None:
+    """Workers hear of it with every snapshot, and those may come as often as requests."""
+    metrics = Metrics()
+    for _ in range(10):
+        metrics.instruments.sample({"/v1/embeddings": 5})
+        metrics.instruments.begin()
+        metrics.instruments.finish(inference(route="/v1/embeddings"), 101.0)
+    assert metrics.value(families.HTTP_REQUEST_DURATION, "POST", "/v1/embeddings", "200") == 2
+
+
 def test_a_trace_context_that_is_none_is_counted() -> None:
     metrics = Metrics()
     metrics.instruments.begin()

@@ -85,7 +85,7 @@ class Core:
         traces: TraceContext | None = None,
         clock: Callable[[], float],
     ) -> None:
-        self.traces = traces
+        self._traces = traces
         self._router = router
         self._recorder = recorder
         self._forward = forward
@@ -148,8 +148,8 @@ class Core:
         record = RequestRecord(request.method, route, request_id, request.received_at)
         record.path, record.query = request.path, request.query
         record.headers, record.client = headers, request.client
-        if self.traces is not None:
-            self.traces.begin(record, headers)
+        if self._traces is not None:
+            self._traces.begin(record, headers)
         record.begun_at = self._clock()
         CURRENT.set(record)  # each request has a task, and so a context, of its own
         self._recorder.begin()

@@ -215,6 +215,7 @@ class Worker:
             monitoring_paths=frozenset(snapshot.monitoring_paths),
             doorman=self._doorman,
             limiter=self._limiter,
+            traces=self._monitoring.traces,
             clock=time.monotonic,
         )
         self._monitoring.watch(self._core)

@@ -53,6 +53,9 @@ class WorkerMonitoring:
         console: what is said on stderr.
         send: tells control a fact now; False if it could not.
         spawn: keeps a task.
+
+    Attributes:
+        traces: begins the traces of the core's requests, as the newest snapshot says.
     """
 
     def __init__(
@@ -73,7 +76,7 @@ class WorkerMonitoring:
         self._console = console
         self._send = send
         self._spawn = spawn
-        self._traces = TraceContext(enabled=False, sample_ratio=0.0, rng=random.Random())
+        self.traces = TraceContext(enabled=False, sample_ratio=0.0, rng=random.Random())
         self._tracing: TracingSettings | None = None
         self._profiles = ProfileRunner(spec.name, send)
         self._logs: Logs | None = None
@@ -117,9 +120,8 @@ class WorkerMonitoring:
         return self._observed
 
     def watch(self, core: Core) -> None:
-        """The core whose requests are traced."""
+        """The core whose records may have to hold content."""
         self._core = core
-        core.traces = self._traces
 
     def apply(self, snapshot: Snapshot) -> None:
         """Observe as this snapshot says from now on."""
@@ -131,7 +133,7 @@ class WorkerMonitoring:
         tracing = snapshot.tracing
         if tracing != self._tracing:
             self._tracing = tracing
-            self._traces.apply(enabled=tracing.enabled, sample_ratio=tracing.sample_ratio)
+            self.traces.apply(enabled=tracing.enabled, sample_ratio=tracing.sample_ratio)
             if not tracing.enabled:
                 self._observed.keep = None
             elif self._observed.keep is None:

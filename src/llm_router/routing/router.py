@@ -453,9 +453,7 @@ class Router:
         backend, breaker = target.backend, target.breaker
         span_id = trace = ""
         if record.trace_id:  # without a span of ours the caller's goes through as it came
-            span_id = (
-                "%016x" % (self._rng.getrandbits(64) or 1) if record.span_id else record.parent_id
-            )  # half the time
+            span_id = f"{self._rng.getrandbits(64) or 1:016x}" if record.span_id else record.parent_id
             trace = trace_lines(record, span_id)
         head, body = backend.encode(request, target.upstream_model, record.request_id, trace)
         now = self._clock()

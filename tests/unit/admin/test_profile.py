@@ -9,7 +9,8 @@ import pytest
 from llm_router.admin import profile
 from llm_router.admin.application import Entry
 from llm_router.observe.profiling.profile import CannotProfile, Format, Kind, ProfileRunning
-from support.admin import Answer, asked
+from support.admin import asked
+from support.ask import Answer
 
 NOW = 1_790_000_000.0  # 2026-09-21T14:13:20Z
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from llm_router.testing import ScriptedBackend, json_reply
+from support.command import llm_router
 
 SOURCES = Path(__file__).parents[3] / "src"
 MODEL = {
@@ -36,9 +37,7 @@ def control(tmp_path: Path) -> Iterator[ScriptedBackend]:
 
 
 def models(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    env = {"PATH": os.defpath, "HOME": str(folder), "DATA_DIR": str(folder), "PYTHONPATH": str(SOURCES)}
-    command = [sys.executable, "-m", "llm_router", "models", *words]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=30, check=False)
+    return llm_router(folder, "models", *words)
 
 
 def test_list_shows_state_and_memory(control: ScriptedBackend, tmp_path: Path) -> None:

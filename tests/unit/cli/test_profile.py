@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 
 from llm_router.testing import ScriptedBackend, json_reply
+from support.command import llm_router
 
 SOURCES = Path(__file__).parents[3] / "src"
 CPU: dict[str, Any] = {
@@ -48,9 +47,7 @@ def control(tmp_path: Path) -> Iterator[ScriptedBackend]:
 
 
 def profile(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    env = {"PATH": os.defpath, "HOME": str(folder), "DATA_DIR": str(folder), "PYTHONPATH": str(SOURCES)}
-    command = [sys.executable, "-m", "llm_router", "profile", *words]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=30, check=False)
+    return llm_router(folder, "profile", *words)
 
 
 def test_the_heaviest_functions_are_shown(control: ScriptedBackend, tmp_path: Path) -> None:

@@ -196,15 +196,15 @@ class Logs:
                 rate = 1.0
             elif self._random() >= rate:
                 return
-        told = logging.WARNING if record.error_type else logging.INFO
-        if not self._access and not (record.is_inference and self._level <= told):
+        lines = self._lines.number(record)
+        if not lines:
             return
         writer = self._writer
         if (
             len(self._access_queue) + len(self._application_queue) >= self._bound
             or writer.large_bytes > self._max_large_bytes
         ):
-            self._lost(QUEUE_FULL, self._access + (record.is_inference and self._level <= logging.INFO))
+            self._lost(QUEUE_FULL, lines)
             return
         try:
             large = self._lines.add(record, now, self._wall() - self._clock(), rate, writer.queues)

@@ -101,8 +101,7 @@ class RequestLines:
         level, request, headers_end, served, model, backend = self._shape(record, has_length=bool(length))
         id = self._id(record)
         trace = f'{id},"trace.id":"{record.trace_id}","span.id":"{record.span_id}"' if record.trace_id else id
-        is_told = record.is_inference and self._level <= (logging.WARNING if record.error_type else logging.INFO)
-        if is_told:
+        if self._tells(record):
             application = queues["application"]
             if self._level <= logging.DEBUG:
                 # Stamped with its beginning, though it is made at the end: that is when a record is whole.
@@ -129,6 +128,18 @@ class RequestLines:
             )
             large += self._add(queues["access"], line)
         return large
+
+    def number(self, record: RequestRecord) -> int:
+        """How many lines `add` makes of a record."""
+        told = 0
+        if self._tells(record):
+            is_there_already = bool(record.error_type) and is_severe(self._severities, record.error_type)
+            told = (self._level <= logging.DEBUG) + (not is_there_already)
+        return told + self._access
+
+    def _tells(self, record: RequestRecord) -> bool:
+        """Whether application.log has something about it, beside what severe failures have there already."""
+        return record.is_inference and self._level <= (logging.WARNING if record.error_type else logging.INFO)
 
     def failed(self, record: RequestRecord, now: float, offset_s: float, level: str) -> bytes:
         """The line of an inference that failed or whose client left, with the error."""

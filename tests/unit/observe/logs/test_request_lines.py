@@ -257,6 +257,18 @@ def test_any_record_makes_lines_of_the_schema(
             assert printable(str(entry)) == str(entry)
 
 
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR])
+@pytest.mark.parametrize("kind", ["", "limit", "internal"])
+@pytest.mark.parametrize("access", [True, False])
+def test_the_number_of_lines_is_known_before_they_are_made(level: int, kind: str, access: bool) -> None:
+    """So that a full queue counts what it really loses."""
+    lines = maker(level=level, access=access)
+    for record in (inferred(error_type=kind), asked(error_type=kind)):
+        found = queues()
+        lines.add(record, 1000.25, OFFSET_S, 1.0, found)
+        assert lines.number(record) == sum(map(len, found.values()))
+
+
 def test_lines_are_bounded() -> None:
     """Long texts are cut, then cut shorter, and the line says so."""
     lines = maker(line_bytes=2048)
